@@ -1,0 +1,40 @@
+"""PPO for PyTorch Lightning."""
+
+from ppo_lightning.algorithms import PPO
+from ppo_lightning.callbacks import BestCheckpoint, EnvStepProgressBar, Evaluation, RunCheckpoint
+from ppo_lightning.core.errors import ConfigurationError, TrainingError
+from ppo_lightning.core.rollout import PPOBatch, PPOSequenceBatch, Rollout
+from ppo_lightning.data import RolloutDataModule, RolloutDataset
+from ppo_lightning.envs import GymnasiumEnv, ProcgenEnv
+from ppo_lightning.loggers import run_loggers
+from ppo_lightning.models import ActorCritic, ImpalaCNN, ImpalaPPOModel, MLPEncoder, NatureCNN, PPOModelOutput
+from ppo_lightning.policies import PPOPolicy
+from ppo_lightning.version import __version__
+
+
+
+__all__ = [
+    "PPO",
+    "ActorCritic",
+    "BestCheckpoint",
+    "ConfigurationError",
+    "EnvStepProgressBar",
+    "Evaluation",
+    "GymnasiumEnv",
+    "ImpalaCNN",
+    "ImpalaPPOModel",
+    "MLPEncoder",
+    "NatureCNN",
+    "PPOBatch",
+    "PPOModelOutput",
+    "PPOPolicy",
+    "PPOSequenceBatch",
+    "ProcgenEnv",
+    "Rollout",
+    "RolloutDataModule",
+    "RolloutDataset",
+    "RunCheckpoint",
+    "TrainingError",
+    "__version__",
+    "run_loggers",
+]

@@ -1,0 +1,67 @@
+"""Building a network and proving, before any work, that it fits its environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from ppo_lightning.core.checkpoint import NetworkBuilder
+from ppo_lightning.core.errors import ConfigurationError
+from ppo_lightning.core.instantiate import build_from_config
+from ppo_lightning.core.spaces import check_spaces
+from ppo_lightning.functional.distributions import draw_noise
+from ppo_lightning.models.actor_critic import as_observation
+
+_BATCH = 2
+
+
+def build_network(
+    network: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+) -> nn.Module:
+    """A network from a builder, a configuration of one, or a module that is built already; checked by a forward pass.
+
+    Raises:
+        ConfigurationError: spaces that are not supported, or a network that does not fit them.
+    """
+    check_spaces(observation_space, action_space)
+    if network is None:
+        raise ConfigurationError(
+            "--model.network is missing: the checkpoint's network was given as an object or a lambda and has no name; "
+            "pass network=, or train with network=<class> or functools.partial(<class>, …)."
+        )
+    if isinstance(network, Mapping):
+        network = build_from_config(NetworkBuilder, network, "--model.network")
+    module = network if isinstance(network, nn.Module) else network(observation_space, action_space)
+    _check_fit(module, observation_space, action_space)
+    return module  # type: ignore[no-any-return]
+
+
+def _check_fit(network: nn.Module, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    name = type(network).__name__
+    empty = gymnasium.vector.utils.create_empty_array(observation_space, n=_BATCH)
+    try:
+        with torch.no_grad():
+            obs = as_observation(empty, next(network.parameters()).device)
+            memory = getattr(network, "initial_state", None)
+            output = network(obs) if memory is None else network(obs, memory(_BATCH))[0]
+            noise = draw_noise(action_space, 1, [torch.Generator()] * _BATCH, torch.float32, output.value.device)[0]
+            actions = output.distribution.sample(noise)
+            shapes = tuple(output.value.shape), tuple(output.distribution.log_prob(actions).shape), actions.shape[1:]
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"--model.network: {name} does not fit the observation space {observation_space} and the action space "
+            f"{action_space} ({type(error).__name__}: {reason})."
+        ) from error
+    if shapes != ((_BATCH,), (_BATCH,), action_space.shape):
+        raise ConfigurationError(
+            f"--model.network: {name} returns values of shape {shapes[0]} and log-probabilities of shape {shapes[1]} "
+            f"for {_BATCH} observations: both must be ({_BATCH},), one number an observation."
+        )

@@ -1,0 +1,452 @@
+"""Proximal Policy Optimization (Schulman et al., arXiv 1707.06347)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Optional, Union, cast
+
+import torch
+from gymnasium import spaces
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from ppo_lightning.algorithms.network import build_network
+from ppo_lightning.algorithms.update import UpdateStatistics, complete_epoch
+from ppo_lightning.core.agent import ActOutput, Batch, RolloutSource
+from ppo_lightning.core.checkpoint import (
+    FORMAT_KEY,
+    FORMAT_VERSION,
+    describe_mismatch,
+    load_network_weights,
+    read_checkpoint,
+)
+from ppo_lightning.core.errors import ConfigurationError, TrainingError, check_range
+from ppo_lightning.core.instantiate import build_from_config, describe
+from ppo_lightning.core.metrics import log_metrics
+from ppo_lightning.core.rollout import MemoryRollout, Observation, PPOBatch, PPOSequenceBatch, Rollout, State
+from ppo_lightning.core.spaces import space_from_dict, space_to_dict
+from ppo_lightning.functional import (
+    approx_kl_divergence,
+    clip_fraction,
+    explained_variance,
+    generalized_advantage_estimation,
+    normalize_advantages,
+    ppo_clipped_policy_loss,
+    value_loss,
+)
+from ppo_lightning.functional.distributions import at_least_float32, draw_noise
+from ppo_lightning.models.actor_critic import ActorCritic
+from ppo_lightning.models.memory import unroll
+from ppo_lightning.models.outputs import ModelOutput
+
+NetworkBuilder = Callable[[spaces.Space[Any], spaces.Space[Any]], nn.Module]
+OptimizerBuilder = Callable[[Iterable[nn.Parameter], float], Optimizer]
+SchedulerBuilder = Callable[[Optimizer], LRScheduler]
+PlainOrSpace = Union[dict[str, Any], spaces.Space[Any], None]
+
+
+def default_optimizer(params: Iterable[nn.Parameter], learning_rate: float) -> Optimizer:
+    """Adam with eps 1e-5, as PPO implementations use it, in one fused kernel."""
+    return torch.optim.Adam(params, lr=learning_rate, eps=1e-5, fused=True)
+
+
+class PPO(LightningModule):
+    """The clipped objective over rollouts of a ``RolloutDataModule``.
+
+    Gradient clipping is the Trainer's: ``--trainer.gradient_clip_val`` (0.5 on the command line).
+
+    Args:
+        network: builds the network from the observation and action space; in Python a built module also works.
+        observation_space: one environment's observations; linked from the data.
+        action_space: one environment's actions; linked from the data.
+        optimizer: builds the optimiser from parameters and learning rate; Adam with eps 1e-5 by default.
+        scheduler: builds a learning-rate scheduler, stepped once an iteration.
+        learning_rate: of the optimiser.
+        anneal_lr: lower the learning rate linearly to 0 over ``--data.total_timesteps``.
+        gamma: discount a step.
+        gae_lambda: decay of the GAE trace.
+        clip_coef: how far the probability ratio may move from 1.
+        norm_adv: normalise advantages in each minibatch.
+        clip_vloss: clip the value's change by ``clip_coef`` too.
+        vf_coef: weight of the value loss.
+        ent_coef: weight of the entropy bonus.
+        target_kl: leave out the rest of an iteration's minibatches once the KL divergence from the rollout's policy
+            exceeds this; null for never.
+        critic_pretrain_steps: environment steps in which only the critic learns, by the value loss alone.
+        log_action_id: log the fraction of this action as ``rollout/action_<id>_fraction``; null for none.
+
+    Raises:
+        ConfigurationError: a number outside its range, or options that contradict each other.
+    """
+
+    def __init__(
+        self,
+        network: NetworkBuilder = ActorCritic,
+        observation_space: Optional[dict[str, Any]] = None,
+        action_space: Optional[dict[str, Any]] = None,
+        optimizer: Optional[OptimizerBuilder] = None,
+        scheduler: Optional[SchedulerBuilder] = None,
+        learning_rate: float = 5e-4,
+        anneal_lr: bool = False,
+        gamma: float = 0.999,
+        gae_lambda: float = 0.95,
+        clip_coef: float = 0.2,
+        norm_adv: bool = True,
+        clip_vloss: bool = True,
+        vf_coef: float = 0.5,
+        ent_coef: float = 0.01,
+        target_kl: Optional[float] = None,
+        critic_pretrain_steps: int = 0,
+        log_action_id: Optional[int] = None,
+    ) -> None:
+        super().__init__()
+        check_range("--model.learning_rate", learning_rate, 0, exclude_low=True)
+        check_range("--model.gamma", gamma, 0, 1)
+        check_range("--model.gae_lambda", gae_lambda, 0, 1)
+        check_range("--model.clip_coef", clip_coef, 0, exclude_low=True)
+        check_range("--model.vf_coef", vf_coef, 0)
+        check_range("--model.ent_coef", ent_coef, 0)
+        check_range("--model.critic_pretrain_steps", critic_pretrain_steps, 0)
+        if target_kl is not None:
+            check_range("--model.target_kl", target_kl, 0, exclude_low=True)
+        if anneal_lr and scheduler is not None:
+            raise ConfigurationError(
+                "--model.anneal_lr=true and --model.scheduler both set the learning rate: leave one of them out."
+            )
+        parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
+        self.save_hyperparameters(
+            logger=False, ignore=[name for name, part in parts.items() if isinstance(part, nn.Module)]
+        )
+        if "_instantiator" not in self.hparams:  # not from the command line, which stores plain configurations
+            self.hparams.update({name: describe(part) for name, part in parts.items()})
+        self.learning_rate = learning_rate
+        self.anneal_lr = anneal_lr
+        self.gamma = gamma
+        self.gae_lambda = gae_lambda
+        self.clip_coef = clip_coef
+        self.norm_adv = norm_adv
+        self.clip_vloss = clip_vloss
+        self.vf_coef = vf_coef
+        self.ent_coef = ent_coef
+        self.target_kl = target_kl
+        self.critic_pretrain_steps = critic_pretrain_steps
+        self.log_action_id = log_action_id
+
+        self.network: nn.Module | None = None
+        self.action_space: spaces.Space[Any] | None = None
+        self._network_builder = network
+        self._optimizer_builder = _builder(optimizer, OptimizerBuilder, "--model.optimizer") or default_optimizer
+        self._scheduler_builder = _builder(scheduler, SchedulerBuilder, "--model.scheduler")
+        self._optimizer_settings: list[dict[str, Any]] = []
+        self._resumed_optimizer: str | None = None
+        self._statistics = UpdateStatistics()
+        self._update_stopped = False
+        self._iteration_start = 0.0
+        self._steps_at_start = 0
+        if observation_space is not None and action_space is not None:
+            self.build_network(_space(observation_space), _space(action_space))
+
+    # -- the network
+
+    def build_network(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        """Build the network for these spaces and remember them in the checkpoint."""
+        if self.log_action_id is not None:
+            if not isinstance(action_space, spaces.Discrete):
+                raise ConfigurationError("--model.log_action_id needs a Discrete action space: leave it out.")
+            check_range("--model.log_action_id", self.log_action_id, 0, int(action_space.n) - 1)
+        self.network = build_network(self._network_builder, observation_space, action_space)
+        self.action_space = action_space
+        self.hparams["observation_space"] = space_to_dict(observation_space)
+        self.hparams["action_space"] = space_to_dict(action_space)
+
+    def setup(self, stage: str) -> None:
+        """Build the network from the data module's spaces where they were not given."""
+        if self.anneal_lr and stage == "fit" and self._source.total_timesteps is None:
+            raise ConfigurationError(
+                "--model.anneal_lr=true needs to know when training ends: set --data.total_timesteps."
+            )
+        if self.network is None:
+            self.build_network(self._source.observation_space, self._source.action_space)
+
+    def forward(self, obs: Any) -> Any:
+        """The network's output for observations ``(B, *shape)``."""
+        return self._net(obs)
+
+    @property
+    def _net(self) -> Any:
+        assert self.network is not None, "the network is built when the spaces are known"
+        return self.network
+
+    def _run(self, obs: Observation, state: State | None) -> tuple[ModelOutput, State | None]:
+        return (self._net(obs), None) if state is None else self._net(obs, state)
+
+    @property
+    def _source(self) -> RolloutSource:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None or not hasattr(datamodule, "rollout_metrics"):
+            raise ConfigurationError("PPO learns from rollouts: pass a RolloutDataModule as datamodule= to the Trainer.")
+        return cast(RolloutSource, datamodule)
+
+    # -- what the dataset asks (core.agent.Agent)
+
+    @property
+    def update_stopped(self) -> bool:
+        """True once ``target_kl`` is exceeded, at the next border of accumulated minibatches."""
+        return self._update_stopped and self._statistics.count % self.trainer.accumulate_grad_batches == 0
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """No gradients, and the Trainer's precision: rollout and update run the same kernels."""
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            yield
+
+    def initial_state(self, num_envs: int) -> State | None:
+        """The network's memory at an episode's start; None without memory."""
+        initial = getattr(self._net, "initial_state", None)
+        return None if initial is None else cast(State, initial(num_envs))
+
+    def draw_noise(self, num_steps: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """The random numbers of a rollout's actions, ``(T, N, …)``."""
+        assert self.action_space is not None
+        dtype = at_least_float32(next(self.parameters())[:0]).dtype
+        return draw_noise(self.action_space, num_steps, generators, dtype, self.device)
+
+    def act(self, obs: Observation, noise: Tensor, state: State | None) -> ActOutput:
+        """Sample actions for ``N`` environments."""
+        output, state = self._run(obs, state)
+        distribution = output.distribution
+        actions = distribution.sample(noise)
+        return ActOutput(actions, distribution.log_prob(actions), at_least_float32(output.value), state)
+
+    def value_of(self, obs: Observation, state: State | None) -> Tensor:
+        """The critic's values ``(N,)``."""
+        return at_least_float32(self._run(obs, state)[0].value)
+
+    def prepare(self, rollout: Rollout) -> Batch:
+        """Advantages and returns by GAE; transitions in one row, or whole environments for a network with memory."""
+        advantages, returns = generalized_advantage_estimation(
+            rollout.rewards,
+            rollout.values,
+            rollout.next_values,
+            rollout.terminated,
+            rollout.truncated,
+            self.gamma,
+            self.gae_lambda,
+        )
+        valid = rollout.valid
+        self._statistics.add_rollout("train/explained_variance", explained_variance(rollout.values[valid], returns[valid]))
+        if self.log_action_id is not None:
+            taken = (rollout.actions[valid] == self.log_action_id).float().mean()
+            self._statistics.add_rollout(f"rollout/action_{self.log_action_id}_fraction", taken)
+        fields = {
+            "obs": rollout.obs,
+            "actions": rollout.actions,
+            "log_probs": rollout.log_probs,
+            "advantages": advantages,
+            "returns": returns,
+            "values": rollout.values,
+        }
+        if isinstance(rollout, MemoryRollout):
+            fields.update(valid=valid, episode_starts=rollout.episode_starts)
+            by_env = {name: field.transpose(0, 1) for name, field in fields.items()}
+            return PPOSequenceBatch(**by_env, initial_state=rollout.states[0], batch_size=[valid.shape[1]])
+        flat = PPOBatch(**fields, batch_size=valid.shape).reshape(-1)
+        return flat if bool(valid.all()) else flat[valid.reshape(-1)]
+
+    # -- one minibatch
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one minibatch."""
+        output, batch = self._evaluate(batch)
+        distribution = output.distribution
+        log_probs = distribution.log_prob(batch.actions)
+        advantages = normalize_advantages(batch.advantages) if self.norm_adv else batch.advantages
+        policy_loss, ratio = ppo_clipped_policy_loss(log_probs, batch.log_probs, advantages, self.clip_coef)
+        clip_coef = self.clip_coef if self.clip_vloss else None
+        critic_loss = value_loss(at_least_float32(output.value), batch.returns, batch.values, clip_coef)
+        entropy = distribution.entropy().mean()
+        if self._pretrains_critic:
+            loss = critic_loss
+        else:
+            loss = policy_loss + self.vf_coef * critic_loss - self.ent_coef * entropy
+
+        with torch.no_grad():
+            kl = approx_kl_divergence(log_probs, batch.log_probs)
+            self._statistics.add_minibatch(
+                ratio,
+                {
+                    "train/loss": loss,
+                    "train/policy_loss": policy_loss,
+                    "train/value_loss": critic_loss,
+                    "train/entropy": entropy,
+                    "train/approx_kl": kl,
+                    "train/clip_fraction": clip_fraction(ratio, self.clip_coef),
+                },
+            )
+        if self.target_kl is not None:
+            self._update_stopped |= bool(self._mean_over_ranks(kl) > self.target_kl)
+        return loss
+
+    def _evaluate(self, batch: Batch) -> tuple[ModelOutput, PPOBatch]:
+        """The network on a minibatch, and the minibatch as independent transitions."""
+        if isinstance(batch, PPOBatch):
+            return self._net(batch.obs), batch
+        output = unroll(self._net, batch.obs, batch.initial_state, batch.episode_starts)
+        names = ("actions", "log_probs", "advantages", "returns", "values")
+        flat = {name: getattr(batch, name).flatten(0, 1) for name in names}
+        valid = batch.valid.flatten()
+        rows = PPOBatch(obs=flat["values"], **flat, batch_size=[len(valid)])
+        if bool(valid.all()):
+            return output, rows
+        fields = {name: field[valid] if len(field) == len(valid) else field for name, field in vars(output).items()}
+        return type(output)(**fields), rows[valid]
+
+    @property
+    def _pretrains_critic(self) -> bool:
+        """Whether this iteration began within ``critic_pretrain_steps``."""
+        return self._steps_at_start < self.critic_pretrain_steps
+
+    def _mean_over_ranks(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.trainer.strategy.reduce(x, reduce_op="mean"))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing: the ``Evaluation`` callback plays whole episodes."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing: the ``Evaluation`` callback plays whole episodes."""
+
+    # -- one iteration
+
+    def on_train_start(self) -> None:
+        """After a resume, let the settings of this run win over those stored with the optimiser's state."""
+        self._steps_at_start = self._source.env_steps
+        for optimizer in self.trainer.optimizers:
+            for group, settings in zip(optimizer.param_groups, self._optimizer_settings):
+                group.update(settings)
+        self._iteration_start = time.perf_counter()
+
+    def on_train_epoch_start(self) -> None:
+        """Set this iteration's learning rate."""
+        source = self._source
+        self._steps_at_start = source.env_steps
+        self._update_stopped = False
+        self._statistics.clear()
+        if self._scheduler_builder is None:
+            remaining = 1.0
+            if self.anneal_lr:
+                assert source.total_timesteps is not None
+                remaining = 1 - source.env_steps / source.total_timesteps
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = self.learning_rate * remaining
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After the last minibatch, look for a NaN and log the iteration, before any callback can save or evaluate."""
+        if self.trainer.is_last_batch or self.update_stopped:
+            self._finish_iteration()
+
+    def on_train_epoch_end(self) -> None:
+        """Step the schedules, also after an early stop (where Lightning would not)."""
+        self._finish_iteration()
+        for config in self.trainer.lr_scheduler_configs:
+            config.scheduler.step()
+
+    def _finish_iteration(self) -> None:
+        if not self._statistics.count:
+            return
+        source = self._source
+        self._statistics.check_finite(source.env_steps)
+        now = time.perf_counter()
+        metrics = {
+            **source.rollout_metrics(),
+            **self._statistics.means(self._mean_over_ranks),
+            "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+            "time/sps": (source.env_steps - self._steps_at_start) / (now - self._iteration_start),
+        }
+        self._iteration_start = now
+        self._statistics.clear()
+        log_metrics(self.trainer, metrics, source.env_steps)
+
+    def exclude_from_speed(self, seconds: float) -> None:
+        """Leave this time out of the running iteration's ``time/sps``: evaluation is not training."""
+        self._iteration_start += seconds
+
+    # -- Lightning's hooks
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser at ``learning_rate``, and the scheduler if there is one."""
+        optimizer = self._optimizer_builder(self.parameters(), self.learning_rate)
+        name = type(optimizer).__name__
+        if self._resumed_optimizer not in (None, name):
+            raise ConfigurationError(
+                f"--model.optimizer={name} cannot take up the state that --ckpt_path holds of {self._resumed_optimizer}"
+                f": use that optimizer, or start a new run from these weights with --init_from."
+            )
+        self._optimizer_settings = [
+            {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
+            for group in optimizer.param_groups
+        ]
+        if self._scheduler_builder is None:
+            return optimizer
+        scheduler = self._scheduler_builder(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ConfigurationError(
+                "--model.scheduler=ReduceLROnPlateau needs a metric at each step, which the end of an iteration does "
+                "not always have: choose another scheduler, or --model.anneal_lr=true."
+            )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Nothing: Lightning leaves schedulers out after an early stop, so ``on_train_epoch_end`` steps them."""
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As the Trainer says. bfloat16 needs no loss scaling, so there a fused optimiser may be clipped too."""
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None and gradient_clip_val:
+            algorithm = gradient_clip_algorithm or "norm"
+            if algorithm == "norm":
+                plugin.clip_grad_by_norm(optimizer, gradient_clip_val)
+            else:
+                plugin.clip_grad_by_value(optimizer, gradient_clip_val)
+            return
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Mark the format, and store the loops as after a whole iteration, also where a KL stop cut it short."""
+        checkpoint[FORMAT_KEY] = FORMAT_VERSION
+        if self.trainer.optimizers:
+            checkpoint["optimizer_class"] = type(self.trainer.optimizers[0]).__name__
+        complete_epoch(checkpoint["loops"]["fit_loop"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another network's checkpoint in a sentence."""
+        self._resumed_optimizer = checkpoint.get("optimizer_class")
+        reason = describe_mismatch(self.state_dict(), checkpoint["state_dict"])
+        if reason:
+            raise ConfigurationError(
+                f"--ckpt_path: the checkpoint holds another network than --model.network builds for this environment "
+                f"({reason}); use the network and environment that the checkpoint was trained with."
+            )
+
+    def init_from(self, path: Union[str, Path]) -> None:
+        """Start from the network weights of a checkpoint; optimiser, schedules and counters begin anew."""
+        load_network_weights(self._net, read_checkpoint(path, "--init_from"), "--init_from")
+
+
+def _builder(part: Any, part_type: Any, flag: str) -> Any:
+    """A builder as it is, or built from its plain configuration."""
+    return build_from_config(part_type, part, flag) if isinstance(part, Mapping) else part
+
+
+def _space(space: PlainOrSpace) -> spaces.Space[Any]:
+    return space if isinstance(space, spaces.Space) else space_from_dict(cast(dict[str, Any], space))

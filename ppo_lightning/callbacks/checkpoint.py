@@ -1,0 +1,74 @@
+"""Checkpoints at the ends of iterations, the moments when no half-used rollout exists."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from ppo_lightning.callbacks.evaluation import Evaluation
+from ppo_lightning.callbacks.schedule import crossed, env_steps, is_last_iteration
+from ppo_lightning.core.errors import check_range
+
+_SECONDS_BETWEEN_SAVES = 2.0
+
+
+class RunCheckpoint(Checkpoint):
+    """Keeps ``last.ckpt`` at most two seconds (and one iteration) behind, and ``step_<n>.ckpt`` every ``save_freq``.
+
+    Args:
+        save_freq: environment steps between the checkpoints that are kept; 0 keeps none but last and best.
+    """
+
+    def __init__(self, save_freq: int = 0) -> None:
+        check_range("--checkpoint.save_freq", save_freq, 0)
+        self.save_freq = save_freq
+        self._saved_at = 0.0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is due."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folder = checkpoint_folder(trainer)
+        if self.save_freq and crossed(trainer, self.save_freq):
+            trainer.save_checkpoint(folder / f"step_{env_steps(trainer)}.ckpt")
+        is_fresh = any(callback.is_fresh(trainer) for callback in _evaluations(trainer))
+        is_due = time.monotonic() - self._saved_at >= _SECONDS_BETWEEN_SAVES
+        if is_fresh or is_due or is_last_iteration(trainer):
+            trainer.save_checkpoint(folder / "last.ckpt")
+            self._saved_at = time.monotonic()
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ``ModelCheckpoint`` for ``best.ckpt``, acting only when an evaluation is fresh.
+
+    The stock one acts every epoch and would save parameters that were never evaluated under a stale score.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            monitor="eval/return_mean",
+            mode="max",
+            filename="best",
+            save_top_k=1,
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare and save, if the score is of these parameters."""
+        if any(callback.is_fresh(trainer) for callback in _evaluations(trainer)):
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+def checkpoint_folder(trainer: Trainer) -> Path:
+    """``checkpoints/`` in the run's folder, or in the default root where there is no logger."""
+    return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+
+
+def _evaluations(trainer: Trainer) -> list[Any]:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, Evaluation)]

@@ -1,0 +1,247 @@
+"""The command line: ``ppo-lightning fit | validate | test``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Optional
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.table import Table
+
+from ppo_lightning.algorithms import PPO
+from ppo_lightning.callbacks import BestCheckpoint, EnvStepProgressBar, Evaluation, RunCheckpoint
+from ppo_lightning.core.checkpoint import read_checkpoint
+from ppo_lightning.core.errors import ConfigurationError, TrainingError
+from ppo_lightning.core.spaces import space_to_dict
+from ppo_lightning.data import RolloutDataModule
+from ppo_lightning.loggers import NAME, run_loggers
+
+PROGRAM = "ppo-lightning"
+EXIT_CONFIGURATION, EXIT_TRAINING, EXIT_INTERRUPTED = 2, 1, 130
+
+# What Lightning says of things that are as they should be here
+_QUIET = [
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*treespec.*is deprecated.*",
+    ".*resuming from a checkpoint that ended before the epoch ended.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*dirpath has changed from.*",
+    ".*srun.*command is available.*",
+]
+
+
+class RunConfigCallback(SaveConfigCallback):
+    """Writes ``config.yaml`` into the run's folder; a run that continues there adds ``config_<n>.yaml`` beside it."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it once, on the first rank."""
+        log_dir = trainer.log_dir
+        if stage != "fit" or log_dir is None or self.already_saved or not trainer.is_global_zero:
+            return
+        folder = Path(log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = ["config.yaml", *(f"config_{number}.yaml" for number in range(1, 10_000))]
+        path = next(folder / name for name in names if not (folder / name).exists())
+        self.parser.save(self.config, path, skip_none=False, overwrite=False, multifile=False)
+        self.already_saved = True
+
+
+class PPOLightningCLI(LightningCLI):
+    """Links data to model, continues runs in their own folders, and ends with a table."""
+
+    def __init__(self, args: Optional[Sequence[str]] = None) -> None:
+        super().__init__(
+            PPO,
+            RolloutDataModule,
+            subclass_mode_model=True,
+            save_config_callback=RunConfigCallback,
+            seed_everything_default=1,
+            trainer_class=Trainer,
+            trainer_defaults={"max_epochs": -1, "gradient_clip_val": 0.5, "enable_model_summary": False},
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": PROGRAM},
+            args=None if args is None else list(args),
+        )
+
+    # -- the parser
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """``predict`` has no meaning here."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The groups beside trainer, model and data."""
+        parser.add_lightning_class_args(Evaluation, "evaluation")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--init_from",
+            type=Optional[str],
+            default=None,
+            help="Start a new run from the network weights of this checkpoint (fit only).",
+        )
+        parser.set_defaults({"model": {"class_path": "ppo_lightning.PPO"}})
+        for name in ("observation_space", "action_space"):
+            parser.link_arguments(
+                f"data.{name}", f"model.init_args.{name}", compute_fn=space_to_dict, apply_on="instantiate"
+            )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Without ``--config``, a command on a checkpoint takes the configuration that its run was started with."""
+        given = list(sys.argv[1:] if args is None else args)
+        config = _config_of_run(given)
+        if config is not None:
+            given[1:1] = ["--config", str(config)]
+        self.config = parser.parse_args(given)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let the checkpoint's hyper-parameters win over flags that were given."""
+
+    # -- the parts
+
+    def before_instantiate_classes(self) -> None:
+        """Look at the checkpoints before anything is built."""
+        config = self.config[self.subcommand]
+        self._run_folder: Path | None = None
+        self._resume_step: int | None = None
+        if config.ckpt_path and config.init_from:
+            raise ConfigurationError(
+                "--ckpt_path continues a run and --init_from starts a new one: give one of the two."
+            )
+        if config.init_from and self.subcommand != "fit":
+            raise ConfigurationError(f"--init_from is for fit: give --ckpt_path to {self.subcommand}.")
+        if self.subcommand != "fit" and not config.ckpt_path:
+            raise ConfigurationError(f"--ckpt_path is missing: name the checkpoint to {self.subcommand}.")
+        if config.init_from:
+            read_checkpoint(config.init_from, "--init_from")
+        if config.ckpt_path:
+            checkpoint = read_checkpoint(config.ckpt_path, "--ckpt_path")
+            self._resume_step = checkpoint.get("RolloutDataModule", {}).get("env_steps")
+            folder = Path(config.ckpt_path).absolute().parent.parent
+            if (folder / "config.yaml").is_file():
+                self._run_folder = folder
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and Trainer; a new run may start from another's weights."""
+        super().instantiate_classes()
+        init_from = self.config[self.subcommand].init_from
+        if init_from:
+            self.model.init_from(init_from)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer with this package's callbacks and, unless others are configured, its two loggers."""
+        config = self.config_init[self.subcommand].trainer
+        callbacks: list[Any] = [BestCheckpoint()] if self.subcommand == "fit" else []
+        if config.enable_progress_bar is not False:
+            callbacks.append(EnvStepProgressBar())
+        if self.subcommand == "fit":
+            if config.logger in (None, True):
+                kwargs["logger"] = self._loggers(config.default_root_dir)
+        else:
+            kwargs["logger"] = False
+        config.callbacks = [*(config.callbacks or []), *callbacks]
+        return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self, default_root_dir: Any) -> Any:
+        if self._run_folder is not None and default_root_dir is None and self._run_folder.parent.name == NAME:
+            version = self._run_folder.name.removeprefix("version_")
+            number = int(version) if version.isdigit() else self._run_folder.name
+            return run_loggers(self._run_folder.parent.parent, number, self._resume_step)
+        return run_loggers(default_root_dir or Path.cwd())
+
+    # -- the end
+
+    def after_fit(self) -> None:
+        """The table, and where the best checkpoint is."""
+        self._print_result()
+        best = [callback for callback in self.trainer.callbacks if isinstance(callback, BestCheckpoint)]
+        for callback in best:
+            if callback.best_model_path:
+                path = _relative(callback.best_model_path)
+                print(f"Best checkpoint (return {callback.best_model_score:.4g}): {path}")
+
+    def after_validate(self) -> None:
+        """The table."""
+        self._print_result()
+
+    def after_test(self) -> None:
+        """The table."""
+        self._print_result()
+
+    def _print_result(self) -> None:
+        evaluation = next(callback for callback in self.trainer.callbacks if isinstance(callback, Evaluation))
+        result = evaluation.result
+        if result is None or not self.trainer.is_global_zero:
+            return
+        table = Table(title=f"Evaluation after {self.datamodule.env_steps:,} environment steps")
+        cells = {
+            "return (mean ± 95 %)": f"{result.return_mean:.2f} ± {result.return_ci95:.2f}",
+            "episodes": str(len(result.episodes)),
+            "environment steps": f"{self.datamodule.env_steps:,}",
+        }
+        speed = self.trainer.callback_metrics.get("time/sps")
+        if speed is not None:
+            cells["steps/s"] = f"{float(speed):,.0f}"
+        for name in cells:
+            table.add_column(name, justify="right")
+        table.add_row(*cells.values())
+        Console().print(table)
+
+
+def _config_of_run(args: list[str]) -> Path | None:
+    """The ``config.yaml`` beside the checkpoint of ``--ckpt_path``, where no ``--config`` is given."""
+    if any(arg in ("-c", "--config") or arg.startswith(("--config=", "-c=")) for arg in args):
+        return None
+    for position, arg in enumerate(args):
+        if arg == "--ckpt_path" and position + 1 < len(args):
+            path = args[position + 1]
+        elif arg.startswith("--ckpt_path="):
+            path = arg.partition("=")[2]
+        else:
+            continue
+        config = Path(path).absolute().parent.parent / "config.yaml"
+        return config if config.is_file() else None
+    return None
+
+
+def _relative(path: str) -> str:
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def main(args: Optional[Sequence[str]] = None) -> None:
+    """Run the command line. Errors that a user can mend are one sentence on standard error and an exit code."""
+    sys.path.insert(0, os.getcwd())  # environments and networks of one's own, beside where the command is typed
+    for message in _QUIET:
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch").addFilter(_is_news)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    try:
+        PPOLightningCLI(args)
+    except ConfigurationError as error:
+        _fail(str(error), EXIT_CONFIGURATION)
+    except MisconfigurationException as error:
+        _fail(" ".join(str(error).split()), EXIT_CONFIGURATION)
+    except TrainingError as error:
+        _fail(str(error), EXIT_TRAINING)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not any(words in text for words in ("litlogger", "`weights_only` was not set", "TPU available"))

@@ -1,0 +1,1 @@
+"""What every floor above shares: errors, spaces, rollout containers and the agent protocol."""

@@ -1,0 +1,47 @@
+"""The two errors a user can cause, and the checks that raise the first.
+
+The command line prints either as one sentence, without a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+class ConfigurationError(ValueError):
+    """A setting is wrong or contradicts another. Raised before any work; names the flag, the value and the way out."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (a NaN, say). Names the place; the last good checkpoint stays."""
+
+
+def check_range(
+    flag: str,
+    value: float,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    exclude_low: bool = False,
+) -> None:
+    """Raise :class:`ConfigurationError` unless ``low <= value <= high`` (``low < value`` with ``exclude_low``)."""
+    too_low = value <= low if exclude_low else value < low
+    if not (too_low or value > high or math.isnan(value)):
+        return
+    below = f"greater than {low:g}" if exclude_low else f"at least {low:g}"
+    if high == math.inf:
+        bounds = below
+    elif low == -math.inf:
+        bounds = f"at most {high:g}"
+    else:
+        bounds = f"{below} and at most {high:g}"
+    raise ConfigurationError(f"{flag} must be {bounds}, not {value:g}.")
+
+
+def close_names(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean X or Y?`` for names that resemble ``name``, else an empty string."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(by_lower[match] for match in matches)}?" if matches else ""

@@ -1,0 +1,63 @@
+"""Parts as plain configurations, ``{"class_path": …, "init_args": …}``: the form of the YAML files and checkpoints.
+
+A checkpoint holds its network in this form, so a trained agent comes back without naming its environment.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from ppo_lightning.core.errors import ConfigurationError
+
+
+def build_from_config(part_type: Any, config: Mapping[str, Any], flag: str) -> Any:
+    """Turn a configuration into what an argument annotated ``part_type`` would receive from the command line.
+
+    Raises:
+        ConfigurationError: the class cannot be imported or its arguments do not fit; named by ``flag``.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--part", type=part_type)
+    try:
+        parsed = parser.parse_object({"part": dict(config)})
+        return parser.instantiate_classes(parsed).part
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"{flag}: {config.get('class_path')} cannot be built from its configuration ({reason}); is the package "
+            "that defines it importable here, in the version that wrote the configuration?"
+        ) from error
+
+
+def describe(part: Any) -> Any:
+    """The configuration of a class or a ``functools.partial`` of one; None for what cannot be named (an object)."""
+    if isinstance(part, Mapping):
+        return _plain(part)
+    if isinstance(part, functools.partial) and isinstance(part.func, type) and not part.args:
+        init_args = {name: _plain(value) for name, value in part.keywords.items()}
+        return {"class_path": _path(part.func), "init_args": init_args}
+    if isinstance(part, type):
+        return {"class_path": _path(part), "init_args": {}}
+    return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (Mapping, Namespace)):
+        items = value.items() if isinstance(value, Mapping) else vars(value).items()
+        return {str(key): _plain(item) for key, item in items}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
+        return value
+    return describe(value)
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,138 @@
+"""The containers that carry data from the environment to the loss.
+
+``T`` steps, ``N`` environments of this rank, ``B`` transitions of a minibatch. Observations are a tensor or, for Dict
+spaces, a nested ``TensorDict``; images keep the simulator's ``uint8``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar, Union
+
+import torch
+from tensordict import TensorClass, TensorDict, TensorDictBase
+from torch import Tensor
+
+Observation = Union[Tensor, TensorDictBase]
+"""``(N, *shape)``, or a ``TensorDict`` of such for Dict spaces."""
+
+State = Union[Tensor, TensorDictBase]
+"""What a policy with memory carries from step to step, ``(N, *shape)``."""
+
+BatchT = TypeVar("BatchT", bound=TensorClass)
+
+
+def stack_steps(num_steps: int, example: Observation) -> Any:
+    """Uninitialised storage for ``num_steps`` of ``example``: ``(N, *shape)`` becomes ``(T, N, *shape)``."""
+    if isinstance(example, TensorDictBase):
+        storage = {key: stack_steps(num_steps, value) for key, value in example.items()}
+        return TensorDict(storage, batch_size=[num_steps, *example.batch_size])
+    return torch.empty((num_steps, *example.shape), dtype=example.dtype, device=example.device)
+
+
+class Rollout(TensorClass["shadow"]):
+    """``T`` steps of ``N`` environments, batch size ``(T, N)``.
+
+    ``next_values`` is the critic's value of the observation that truly followed: ``V(s[t+1])``, or ``V`` of the final
+    observation where an episode was truncated. ``valid`` is false for steps in which the simulator only reset itself.
+    """
+
+    obs: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    next_values: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    valid: Tensor
+    episode_starts: Tensor
+
+    @classmethod
+    def allocate(cls, num_steps: int, obs: Observation, actions: Tensor, values: Tensor, **extra: Any) -> Rollout:
+        """Preallocate for ``num_steps`` from one step's tensors, on their device and in their dtypes."""
+
+        def per_step(dtype: torch.dtype) -> Tensor:
+            return torch.zeros((num_steps, *values.shape), dtype=dtype, device=values.device)
+
+        return cls(
+            obs=stack_steps(num_steps, obs),
+            actions=stack_steps(num_steps, actions),
+            log_probs=per_step(values.dtype),
+            values=per_step(values.dtype),
+            next_values=per_step(values.dtype),
+            rewards=per_step(values.dtype),
+            terminated=per_step(torch.bool),
+            truncated=per_step(torch.bool),
+            valid=per_step(torch.bool),
+            episode_starts=per_step(torch.bool),
+            **extra,
+            batch_size=[num_steps, values.shape[0]],
+        )
+
+    def add(self, step: int, **fields: Any) -> None:
+        """Write the given fields of one step: tensors of ``(N, *shape)``, copied into the storage."""
+        for name, value in fields.items():
+            target = getattr(self, name)
+            if isinstance(target, TensorDictBase):
+                for key, tensor in target.items():
+                    tensor[step].copy_(value[key])
+            else:
+                target[step].copy_(value)
+
+    def flatten(self) -> Rollout:
+        """The valid transitions in one row, batch size ``(<= T·N,)``; time-major."""
+        flat = self.reshape(-1)
+        return flat if bool(self.valid.all()) else flat[flat.valid]
+
+
+class MemoryRollout(Rollout):
+    """A rollout of a policy with memory: ``states`` is what it held *before* each step, ``(T, N, *shape)``."""
+
+    states: Tensor
+
+
+class PPOBatch(TensorClass["shadow"]):
+    """Independent transitions, batch size ``(B,)``: what the clipped objective needs."""
+
+    obs: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor
+    values: Tensor
+
+    def generate_minibatches(
+        self, num_epochs: int, minibatch_size: int, generator: torch.Generator | None = None
+    ) -> Iterator[PPOBatch]:
+        """Shuffle ``num_epochs`` times, each time yielding near-equal minibatches of at most ``minibatch_size``."""
+        num_minibatches = -(-len(self) // minibatch_size)
+        for _ in range(num_epochs):
+            yield from shuffled_minibatches(self, num_minibatches, generator)
+
+
+class PPOSequenceBatch(TensorClass["shadow"]):
+    """Whole environments for policies with memory, batch size ``(N,)``; every field but the state is ``(N, T, …)``.
+
+    ``initial_state`` is what the policy held before the first step, ``(N, *shape)``. Steps where ``valid`` is false
+    pass through the network, since the rollout's did too, but never reach the loss.
+    """
+
+    obs: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor
+    values: Tensor
+    valid: Tensor
+    episode_starts: Tensor
+    initial_state: Tensor
+
+
+def shuffled_minibatches(
+    batch: BatchT, num_minibatches: int, generator: torch.Generator | None = None
+) -> Iterator[BatchT]:
+    """One epoch: every row once, in ``num_minibatches`` parts whose sizes differ by at most one."""
+    order = torch.randperm(len(batch), generator=generator)
+    for rows in order.tensor_split(num_minibatches):
+        yield batch[rows.to(batch.device)] if batch.device is not None else batch[rows]

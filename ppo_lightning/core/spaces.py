@@ -1,0 +1,84 @@
+"""Gymnasium spaces as plain containers, so that a checkpoint can carry them and load with ``weights_only=True``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from ppo_lightning.core.errors import ConfigurationError
+
+PlainSpace = dict[str, Any]
+SUPPORTED_ACTIONS = "Discrete and one-dimensional Box"
+SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiBinary and Dict of these"
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """Raise :class:`ConfigurationError` for a space that the package has no network or distribution for."""
+    _check_observation_space(observation_space)
+    is_vector = isinstance(action_space, spaces.Box) and len(action_space.shape) == 1
+    if not isinstance(action_space, spaces.Discrete) and not is_vector:
+        raise ConfigurationError(
+            f"The action space {action_space} is not supported: supported are {SUPPORTED_ACTIONS} spaces; "
+            "wrap the environment (--data.env.wrappers) so that its actions are one of these."
+        )
+
+
+def _check_observation_space(space: spaces.Space[Any], inside_dict: bool = False) -> None:
+    if isinstance(space, spaces.Dict) and not inside_dict:
+        for part in space.values():
+            _check_observation_space(part, inside_dict=True)
+    elif not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiBinary)):
+        raise ConfigurationError(
+            f"The observation space {space} is not supported: supported are {SUPPORTED_OBSERVATIONS}; wrap the "
+            "environment (--data.env.wrappers), with gymnasium.wrappers.FlattenObservation for example."
+        )
+
+
+def space_to_dict(space: spaces.Space[Any]) -> PlainSpace:
+    """The space as strings, numbers and lists. Bounds that are the same everywhere are stored once."""
+    if isinstance(space, spaces.Dict):
+        return {"type": "Dict", "spaces": {key: space_to_dict(part) for key, part in space.items()}}
+    if isinstance(space, spaces.Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiBinary):
+        return {"type": "MultiBinary", "shape": [int(size) for size in space.shape]}
+    if isinstance(space, spaces.Box):
+        return {
+            "type": "Box",
+            "low": _bound_to_plain(space.low),
+            "high": _bound_to_plain(space.high),
+            "shape": [int(size) for size in space.shape],
+            "dtype": str(space.dtype),
+        }
+    raise ConfigurationError(f"The space {space} cannot be stored: supported are {SUPPORTED_OBSERVATIONS}.")
+
+
+def space_from_dict(plain: Mapping[str, Any]) -> spaces.Space[Any]:
+    """The inverse of :func:`space_to_dict`."""
+    kind = plain["type"]
+    if kind == "Dict":
+        return spaces.Dict({key: space_from_dict(part) for key, part in plain["spaces"].items()})
+    if kind == "Discrete":
+        return spaces.Discrete(plain["n"], start=plain["start"])
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(plain["shape"])
+    if kind == "Box":
+        dtype = np.dtype(plain["dtype"])
+        shape = tuple(plain["shape"])
+        low, high = (_bound_from_plain(plain[side], shape, dtype) for side in ("low", "high"))
+        return spaces.Box(low, high, shape=shape, dtype=dtype.type)
+    raise ConfigurationError(f"The space type {kind!r} in the checkpoint is not known to this version.")
+
+
+def _bound_to_plain(bound: np.ndarray[Any, Any]) -> Any:
+    values = bound.ravel().tolist()
+    return values[0] if len(set(values)) == 1 else values
+
+
+def _bound_from_plain(bound: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    if isinstance(bound, list):
+        return np.array(bound, dtype=dtype).reshape(shape)
+    return np.full(shape, bound, dtype=dtype)

@@ -1,0 +1,202 @@
+"""Playing the environment with the agent: one rollout at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from ppo_lightning.core.agent import ActOutput, Agent
+from ppo_lightning.core.errors import TrainingError
+from ppo_lightning.core.rollout import MemoryRollout, Observation, Rollout, State, stack_steps
+from ppo_lightning.data.episodes import EpisodeStatistics
+from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv
+
+
+class Collector:
+    """Plays ``num_steps`` of every environment a rollout, and keeps what runs on over the borders of rollouts.
+
+    Args:
+        env: the environments of this rank.
+        num_steps: steps of each environment a rollout (``T``).
+    """
+
+    def __init__(self, env: VectorEnv, num_steps: int) -> None:
+        self.env = env
+        self.num_steps = num_steps
+        self.episodes = EpisodeStatistics(env.num_envs)
+        self._obs: ArrayObservation | None = None
+        self._starts = np.ones(env.num_envs, dtype=bool)
+        self._state: State | None = None
+        self._rollout: Rollout | None = None
+        self._host = _HostColumns(num_steps, env.num_envs)
+
+    def collect(self, agent: Agent, generators: Sequence[torch.Generator]) -> Rollout:
+        """Play one rollout, with one generator for the action noise of each environment.
+
+        The storage is reused: a rollout is good until the next one starts.
+
+        Raises:
+            TrainingError: an observation or a reward is not finite.
+        """
+        if self._obs is None:
+            self._obs = self.env.reset()
+            self._state = agent.initial_state(self.env.num_envs)
+            check_finite_observation(self._obs, "at its first reset")
+        self.episodes.start_rollout()
+        truncations = _Truncations()
+        with agent.collecting():
+            noise = agent.draw_noise(self.num_steps, generators)
+            for step in range(self.num_steps):
+                self._play(agent, step, noise[step], truncations)
+            rollout = self._rollout
+            assert rollout is not None
+            self._host.write(rollout)
+            self._bootstrap(agent, rollout, truncations)
+        return rollout
+
+    def _play(self, agent: Agent, step: int, noise: Tensor, truncations: _Truncations) -> None:
+        assert self._obs is not None
+        obs = to_device(self._obs, agent.device)
+        output = agent.act(obs, noise, self._state)
+        if self._rollout is None:
+            self._rollout = self._allocate(obs, output)
+        self._rollout.add(step, obs=obs, actions=output.actions, log_probs=output.log_probs, values=output.values)
+        if self._state is not None:
+            self._rollout.add(step, states=self._state)
+
+        result = self.env.step(output.actions.cpu().numpy())
+        self._check_finite(result, step)
+        self._host.add(step, result, self._starts)
+        self.episodes.add(result)
+        if result.final_obs is not None and result.truncated.any():
+            truncations.add(step, result, output.state, agent.device)
+        self._obs, self._starts = result.obs, result.episode_starts
+        self._state = clear_state(agent, output.state, result.episode_starts)
+
+    def _allocate(self, obs: Observation, output: ActOutput) -> Rollout:
+        if self._state is None:
+            return Rollout.allocate(self.num_steps, obs, output.actions, output.values)
+        states = stack_steps(self.num_steps, self._state)
+        return MemoryRollout.allocate(self.num_steps, obs, output.actions, output.values, states=states)
+
+    def _check_finite(self, result: StepResult, step: int) -> None:
+        if not np.isfinite(result.rewards).all():
+            row = int(np.flatnonzero(~np.isfinite(result.rewards))[0])
+            raise TrainingError(
+                f"The reward of environment {row} at step {step} of the rollout is {result.rewards[row]}: training "
+                "stopped before it reached the network; the environment needs mending."
+            )
+        check_finite_observation(result.obs, f"after step {step} of the rollout")
+        if result.final_obs is not None:
+            ended = np.flatnonzero(result.terminated | result.truncated)
+            check_finite_observation(result.final_obs, f"at an episode's end, step {step} of the rollout", ended)
+
+    def _bootstrap(self, agent: Agent, rollout: Rollout, truncations: _Truncations) -> None:
+        """Fill ``next_values``: V of the next step's observation, and of the final one where truncated."""
+        assert self._obs is not None
+        last_obs, num_envs = to_device(self._obs, agent.device), self.env.num_envs
+        if not truncations.steps:
+            last_values = agent.value_of(last_obs, self._state)
+        else:
+            obs = _cat([last_obs, *truncations.obs])
+            state = None if self._state is None else _cat([self._state, *truncations.states])
+            values = agent.value_of(obs, state)
+            last_values, final_values = values[:num_envs], values[num_envs:]
+        rollout.next_values[:-1].copy_(rollout.values[1:])
+        rollout.next_values[-1].copy_(last_values)
+        if truncations.steps:
+            steps, rows = (torch.as_tensor(index, device=rollout.values.device) for index in truncations.index())
+            rollout.next_values[steps, rows] = final_values
+
+
+class _HostColumns:
+    """What the simulator reports, gathered on the host and written to the rollout once."""
+
+    def __init__(self, num_steps: int, num_envs: int) -> None:
+        self.rewards = np.zeros((num_steps, num_envs), dtype=np.float64)
+        self.terminated, self.truncated, self.valid, self.episode_starts = np.zeros(
+            (4, num_steps, num_envs), dtype=bool
+        )
+
+    def add(self, step: int, result: StepResult, episode_starts: Array) -> None:
+        self.rewards[step] = result.rewards
+        self.terminated[step] = result.terminated
+        self.truncated[step] = result.truncated & ~result.terminated
+        self.valid[step] = result.valid
+        self.episode_starts[step] = episode_starts
+
+    def write(self, rollout: Rollout) -> None:
+        for name in ("rewards", "terminated", "truncated", "valid", "episode_starts"):
+            getattr(rollout, name).copy_(torch.from_numpy(getattr(self, name)))
+
+
+class _Truncations:
+    """The final observations (and the memory) of truncated episodes, valued together at the rollout's end."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.rows: list[Array] = []
+        self.obs: list[Observation] = []
+        self.states: list[State] = []
+
+    def add(self, step: int, result: StepResult, state: State | None, device: torch.device) -> None:
+        ended = np.flatnonzero(result.terminated | result.truncated)
+        truncated = np.flatnonzero(result.truncated & ~result.terminated)
+        if not len(truncated):
+            return
+        assert result.final_obs is not None
+        picked = torch.from_numpy(np.searchsorted(ended, truncated))
+        self.steps.append(step)
+        self.rows.append(truncated)
+        self.obs.append(to_device(result.final_obs, device)[picked.to(device)])
+        if state is not None:
+            self.states.append(state[torch.from_numpy(truncated).to(device)])
+
+    def index(self) -> tuple[Array, Array]:
+        steps = np.repeat(self.steps, [len(rows) for rows in self.rows])
+        return steps, np.concatenate(self.rows)
+
+
+def to_device(obs: ArrayObservation, device: torch.device) -> Observation:
+    """Simulator arrays as tensors on ``device``, in their own dtypes; a TensorDict for Dict observations."""
+    if isinstance(obs, dict):
+        tensors = {key: torch.as_tensor(value).to(device) for key, value in obs.items()}
+        return TensorDict(tensors, batch_size=[len(next(iter(tensors.values())))])
+    return torch.as_tensor(obs).to(device)
+
+
+def clear_state(agent: Agent, state: State | None, episode_starts: Array) -> State | None:
+    """The memory for the next step: back to its beginning in the rows where an episode starts."""
+    if state is None or not episode_starts.any():
+        return state
+    rows = torch.from_numpy(np.flatnonzero(episode_starts)).to(agent.device)
+    cleared = state.clone()
+    cleared[rows] = agent.initial_state(len(rows))
+    return cleared
+
+
+def check_finite_observation(obs: ArrayObservation, place: str, envs: Array | None = None) -> None:
+    """Raise :class:`TrainingError` naming environment and place for a NaN or infinity in a float observation.
+
+    ``envs`` are the environments that the rows belong to, where they are not all of them in order.
+    """
+    for key, values in obs.items() if isinstance(obs, dict) else [("", obs)]:
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            row = int(np.argwhere(~np.isfinite(values))[0][0])
+            row = row if envs is None else int(envs[row])
+            name = f"observation {key!r}" if key else "observation"
+            raise TrainingError(
+                f"The {name} of environment {row} {place} is not finite: training stopped before it reached the "
+                "network; the environment needs mending."
+            )
+
+
+def _cat(parts: Sequence[Any]) -> Any:
+    if isinstance(parts[0], TensorDictBase):
+        return TensorDict.cat(list(parts), dim=0)
+    return torch.cat(list(parts))

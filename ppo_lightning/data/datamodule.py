@@ -1,0 +1,226 @@
+"""The data side of a run: which environment, how many, how long."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any, Optional, Union
+
+import torch
+from gymnasium import spaces
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+
+from ppo_lightning.core.errors import ConfigurationError, check_range
+from ppo_lightning.data.collect import Collector
+from ppo_lightning.data.dataset import RolloutDataset
+from ppo_lightning.data.seeding import Streams
+from ppo_lightning.envs.base import EnvFactory, VectorEnv
+from ppo_lightning.envs.gymnasium import GymnasiumEnv
+
+
+class RolloutDataModule(LightningDataModule):
+    """Environments and the rollouts played on them. One Lightning epoch is one rollout with its updates.
+
+    Args:
+        env: the environment: a factory (``GymnasiumEnv``, ``ProcgenEnv`` or one of your own), or a Gymnasium id.
+        num_envs: environments of each rank.
+        num_steps: steps of each environment a rollout.
+        num_minibatches: parts that each pass over a rollout is cut into.
+        update_epochs: passes over each rollout.
+        total_timesteps: environment steps over all ranks after which training ends, lowered to whole rollouts; null
+            leaves the end to the Trainer.
+        seed: of environments, actions and shuffles; by default that of ``seed_everything``, else 0.
+
+    Raises:
+        ConfigurationError: a number outside its range, or a rollout that cannot be cut into ``num_minibatches``.
+    """
+
+    def __init__(
+        self,
+        env: Union[EnvFactory, str],
+        num_envs: int = 8,
+        num_steps: int = 256,
+        num_minibatches: int = 8,
+        update_epochs: int = 3,
+        total_timesteps: Optional[int] = 1_500_000,
+        seed: Optional[int] = None,
+    ) -> None:
+        super().__init__()
+        for flag, value in {
+            "num_envs": num_envs,
+            "num_steps": num_steps,
+            "num_minibatches": num_minibatches,
+            "update_epochs": update_epochs,
+        }.items():
+            check_range(f"--data.{flag}", value, 1)
+        check_range("--data.seed", seed or 0, 0)
+        if num_envs * num_steps % num_minibatches:
+            raise ConfigurationError(
+                f"--data.num_envs={num_envs} × --data.num_steps={num_steps} = {num_envs * num_steps} transitions cannot "
+                f"be divided into --data.num_minibatches={num_minibatches} equal parts: change one of the three."
+            )
+        self.env = GymnasiumEnv(env) if isinstance(env, str) else env
+        self.num_envs = num_envs
+        self.num_steps = num_steps
+        self.num_minibatches = num_minibatches
+        self.update_epochs = update_epochs
+        self.total_timesteps = total_timesteps
+        self.env_steps = 0
+        self.iteration = 0
+        self._seed = seed
+        self._collector: Collector | None = None
+        self._check_total(world_size=1)
+
+    # -- what others read
+
+    @property
+    def seed(self) -> int:
+        """The run's seed: as given, else of ``seed_everything``, else 0."""
+        return self._seed if self._seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    @property
+    def observation_space(self) -> spaces.Space[Any]:
+        """One environment's observations."""
+        return self._spaces[0]
+
+    @property
+    def action_space(self) -> spaces.Space[Any]:
+        """One environment's actions."""
+        return self._spaces[1]
+
+    @functools.cached_property
+    def _spaces(self) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+        probe = self.env.make([0])
+        probe.close()
+        return probe.observation_space, probe.action_space
+
+    @property
+    def world_size(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps of one rollout over all ranks."""
+        return self.num_envs * self.num_steps * self.world_size
+
+    @property
+    def recent_returns(self) -> list[float]:
+        """Returns of this rank's last episodes, at most 100."""
+        return list(self._collector.episodes.recent_returns) if self._collector is not None else []
+
+    def rollout_metrics(self) -> dict[str, float]:
+        """``rollout/episodes``, and of the episodes that ended in the last rollout the mean return and length."""
+        return self._collector.episodes.metrics() if self._collector is not None else {}
+
+    def make_eval_env(self, num_envs: int) -> tuple[VectorEnv, Streams]:
+        """Fresh environments for evaluation, with the random streams to play them by."""
+        streams = Streams(self.seed, first_env=0, num_envs=num_envs)
+        return self.env.make(streams.eval_env_seeds()), streams
+
+    # -- the run's length
+
+    def setup(self, stage: str) -> None:
+        """Lower the Trainer's ``max_epochs`` to whole rollouts within ``total_timesteps``."""
+        if stage == "fit":
+            assert self.trainer is not None
+            self._check_total(self.world_size)
+            self._limit_trainer()
+            self._limit_val_batches = self.trainer.limit_val_batches
+            self.trainer.limit_val_batches = 0  # the Evaluation callback keeps its own times
+
+    def _check_total(self, world_size: int) -> None:
+        rollout = self.num_envs * self.num_steps * world_size
+        if self.total_timesteps is not None and self.total_timesteps < rollout:
+            ranks = f" × {world_size} ranks" if world_size > 1 else ""
+            raise ConfigurationError(
+                f"--data.total_timesteps={self.total_timesteps} is less than one rollout of --data.num_envs="
+                f"{self.num_envs} × --data.num_steps={self.num_steps}{ranks} = {rollout} steps: raise it, or make the "
+                "rollout shorter."
+            )
+
+    def _limit_trainer(self) -> None:
+        if self.total_timesteps is None:
+            return
+        assert self.trainer is not None
+        loop, rollout = self.trainer.fit_loop, self.steps_per_iteration
+        epochs = self.iteration + (self.total_timesteps - self.env_steps) // rollout
+        steps_an_epoch = -(-self.update_epochs * self.num_minibatches // self.trainer.accumulate_grad_batches)
+        limits = {"max_epochs": (self.trainer.max_epochs, 1), "max_steps": (self.trainer.max_steps, steps_an_epoch)}
+        for name, (limit, per_epoch) in limits.items():
+            if limit is not None and limit != -1 and limit < epochs * per_epoch:
+                rank_zero_warn(
+                    f"--trainer.{name}={limit} ends training after about {limit * rollout // per_epoch} environment "
+                    f"steps, before --data.total_timesteps={self.total_timesteps}: set it to -1 to train to the end."
+                )
+        if self.trainer.max_epochs in (None, -1) or self.trainer.max_epochs > epochs:
+            loop.max_epochs = epochs
+
+    # -- Lightning's hooks
+
+    def train_dataloader(self) -> RolloutDataset:
+        """The rollouts of this rank, in this process: the policy that plays is the one that is trained."""
+        assert self.trainer is not None
+        agent: Any = self.trainer.lightning_module
+        if agent.initial_state(1) is not None and self.num_envs % self.num_minibatches:
+            raise ConfigurationError(
+                f"--data.num_envs={self.num_envs} cannot be divided into --data.num_minibatches="
+                f"{self.num_minibatches}: the minibatches of a network with memory are whole environments."
+            )
+        streams = Streams(self.seed, self.trainer.global_rank * self.num_envs, self.num_envs)
+        self._close()
+        self._collector = Collector(self.env.make(streams.env_seeds(self.iteration)), self.num_steps)
+        return RolloutDataset(
+            agent=agent,
+            collector=self._collector,
+            update_epochs=self.update_epochs,
+            num_minibatches=self.num_minibatches,
+            streams=streams,
+            iterations=lambda: self.iteration,
+            on_rollout=self._count_rollout,
+        )
+
+    def _count_rollout(self) -> None:
+        self.iteration += 1
+        self.env_steps += self.steps_per_iteration
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """As it is: rollouts live on the policy's device."""
+        return batch
+
+    def val_dataloader(self) -> list[None]:
+        """One empty batch for ``validate``: the ``Evaluation`` callback plays."""
+        return [None]
+
+    def test_dataloader(self) -> list[None]:
+        """As for ``validate``."""
+        return [None]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters; random streams are functions of them."""
+        return {"env_steps": self.env_steps, "iteration": self.iteration}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the counters of a checkpoint; environments start fresh episodes from new seeds."""
+        self.env_steps = state_dict["env_steps"]
+        self.iteration = state_dict["iteration"]
+        if self.total_timesteps is not None and self.total_timesteps - self.env_steps < self.steps_per_iteration:
+            raise ConfigurationError(
+                f"--data.total_timesteps={self.total_timesteps} leaves nothing to train: the checkpoint of --ckpt_path "
+                f"has {self.env_steps} environment steps; raise it by at least {self.steps_per_iteration}."
+            )
+        self._limit_trainer()
+
+    def teardown(self, stage: str) -> None:
+        """Close the simulators."""
+        self._close()
+        if stage == "fit" and self.trainer is not None:
+            self.trainer.limit_val_batches = self._limit_val_batches
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Close the simulators, so that no worker process outlives the run."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._collector is not None:
+            self._collector.env.close()

@@ -1,0 +1,68 @@
+"""Returns and lengths of running episodes, which go on over the borders of rollouts."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppo_lightning.envs.base import StepResult
+
+RECENT_EPISODES = 100
+
+
+@dataclass
+class Episode:
+    """A finished episode. ``base_return`` is the return before costs, equal to ``episode_return`` without any."""
+
+    episode_return: float
+    length: int
+    base_return: float
+
+
+class EpisodeStatistics:
+    """Adds up the running episodes of ``num_envs`` environments."""
+
+    def __init__(self, num_envs: int) -> None:
+        self._returns = np.zeros(num_envs, dtype=np.float64)
+        self._base_returns = np.zeros(num_envs, dtype=np.float64)
+        self.lengths = np.zeros(num_envs, dtype=np.int64)
+        self.finished: list[Episode] = []
+        self.recent_returns: deque[float] = deque(maxlen=RECENT_EPISODES)
+
+    def start_rollout(self) -> None:
+        """Forget the finished episodes of the rollout before; the running ones go on."""
+        self.finished = []
+
+    def add(self, step: StepResult) -> list[tuple[int, Episode]]:
+        """Count one step; returns the episodes that it ended as ``(environment, episode)``."""
+        rewards = step.rewards * step.valid
+        self._returns += rewards
+        self._base_returns += rewards if step.base_rewards is None else step.base_rewards * step.valid
+        self.lengths += step.valid
+        ended = step.terminated | step.truncated
+        if not ended.any():
+            return []
+        rows = np.flatnonzero(ended)
+        episodes = [self._close(int(row)) for row in rows]
+        self.finished += episodes
+        self.recent_returns.extend(episode.episode_return for episode in episodes)
+        return list(zip(rows.tolist(), episodes))
+
+    def running(self, row: int) -> Episode:
+        """The episode that this environment is playing, as far as it has come."""
+        return Episode(float(self._returns[row]), int(self.lengths[row]), float(self._base_returns[row]))
+
+    def _close(self, row: int) -> Episode:
+        episode = self.running(row)
+        self._returns[row] = self._base_returns[row] = self.lengths[row] = 0
+        return episode
+
+    def metrics(self) -> dict[str, float]:
+        """Of the episodes that ended in this rollout: how many, and their mean return and length where any did."""
+        metrics = {"rollout/episodes": float(len(self.finished))}
+        if self.finished:
+            metrics["rollout/return_mean"] = float(np.mean([episode.episode_return for episode in self.finished]))
+            metrics["rollout/length_mean"] = float(np.mean([episode.length for episode in self.finished]))
+        return metrics

@@ -1,0 +1,59 @@
+"""Random streams keyed by purpose, global environment index and iteration.
+
+Two ranks of n environments draw what one rank of 2n draws, and no two ranks play the same episode. Nothing of them
+needs saving: the streams of iteration k are the same in a run that was interrupted before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# one number a purpose: streams of different purposes never meet
+_ENV, _ACTION, _SHUFFLE, _EVAL_ENV, _EVAL_ACTION = range(5)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The random streams of one rank.
+
+    Attributes:
+        seed: of the run.
+        first_env: global index of this rank's first environment.
+        num_envs: environments of this rank.
+    """
+
+    seed: int
+    first_env: int
+    num_envs: int
+
+    def env_seeds(self, iteration: int) -> list[int]:
+        """Seeds of environments that start their first episode at ``iteration``."""
+        return [self._key(_ENV, index, iteration) for index in self._indices()]
+
+    def action_generators(self, iteration: int) -> list[torch.Generator]:
+        """Generators of the action noise of ``iteration``, one an environment."""
+        return [self._generator(_ACTION, index, iteration) for index in self._indices()]
+
+    def shuffle_generator(self, iteration: int) -> torch.Generator:
+        """Generator of the minibatch order of ``iteration``."""
+        return self._generator(_SHUFFLE, self.first_env, iteration)
+
+    def eval_env_seeds(self) -> list[int]:
+        """Seeds of evaluation environments: the same at every evaluation."""
+        return [self._key(_EVAL_ENV, index, 0) for index in self._indices()]
+
+    def eval_generators(self) -> list[torch.Generator]:
+        """Generators of the action noise in evaluation: the same at every evaluation."""
+        return [self._generator(_EVAL_ACTION, index, 0) for index in self._indices()]
+
+    def _indices(self) -> range:
+        return range(self.first_env, self.first_env + self.num_envs)
+
+    def _key(self, purpose: int, index: int, iteration: int) -> int:
+        return int(np.random.SeedSequence([self.seed, purpose, index, iteration]).generate_state(1)[0] >> 1)
+
+    def _generator(self, purpose: int, index: int, iteration: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self._key(purpose, index, iteration))

@@ -1,0 +1,168 @@
+"""Any environment registered with Gymnasium."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Callable, Literal, Optional
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from ppo_lightning.core.errors import ConfigurationError, close_names
+from ppo_lightning.core.spaces import check_spaces
+from ppo_lightning.envs.base import Array, ArrayObservation, EnvFactory, StepResult, VectorEnv, take_rows
+
+Vectorization = Literal["sync", "async", "vector_entry_point"]
+
+
+class GymnasiumEnv(EnvFactory):
+    """Any Gymnasium id.
+
+    Args:
+        id: as given to ``gymnasium.make``: ``CartPole-v1``, or ``my_module:MyEnv-v0`` for one that ``my_module``
+            registers when imported.
+        vectorization: ``sync`` steps the environments one after another in this process, ``async`` each in a process
+            of its own, ``vector_entry_point`` uses the environment's own vectorised form.
+        kwargs: passed on to the environment.
+        wrappers: applied in this order to each environment (not with ``vector_entry_point``).
+    """
+
+    def __init__(
+        self,
+        id: str,
+        vectorization: Vectorization = "sync",
+        kwargs: Optional[dict[str, Any]] = None,
+        wrappers: Optional[list[Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]]] = None,
+    ) -> None:
+        if vectorization == "vector_entry_point" and wrappers:
+            raise ConfigurationError(
+                "--data.env.wrappers cannot be applied with --data.env.vectorization=vector_entry_point: use sync or "
+                "async, or leave the wrappers out."
+            )
+        self.id = id
+        self.vectorization = vectorization
+        self.kwargs = kwargs or {}
+        self.wrappers = wrappers or []
+
+    def make(self, seeds: Sequence[int]) -> VectorEnv:
+        spec = self._find_spec()
+        if self.vectorization == "vector_entry_point" and spec.vector_entry_point is None:
+            raise ConfigurationError(
+                f"--data.env.vectorization=vector_entry_point: {self.id} has no vectorised form of its own; use sync "
+                "or async."
+            )
+        try:
+            env = self._make_vector(len(seeds))
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ConfigurationError(
+                f"--data.env: {self.id} cannot be made with kwargs={self.kwargs} ({type(error).__name__}: {reason}); "
+                "check --data.env.kwargs, --data.env.wrappers and that the packages it needs are installed."
+            ) from error
+        adapter = GymnasiumVectorEnv(env, seeds)
+        try:
+            check_spaces(adapter.observation_space, adapter.action_space)
+        except ConfigurationError:
+            adapter.close()
+            raise
+        return adapter
+
+    def _find_spec(self) -> Any:
+        try:
+            return gymnasium.spec(self.id)
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                f"--data.env.id={self.id}: the module {error.name!r} cannot be imported; write module:EnvId with a "
+                "module on the Python path."
+            ) from error
+        except gymnasium.error.Error as error:
+            raise ConfigurationError(
+                f"--data.env.id={self.id} is not a registered Gymnasium environment."
+                f"{close_names(self.id, gymnasium.registry) or ' Write module:EnvId for one of your own.'}"
+            ) from error
+
+    def _make_vector(self, num_envs: int) -> Any:
+        if self.vectorization == "vector_entry_point":
+            return gymnasium.make_vec(
+                self.id, num_envs=num_envs, vectorization_mode="vector_entry_point", **self.kwargs
+            )
+        make_one = functools.partial(_make_one, self.id, self.kwargs, self.wrappers)
+        if self.vectorization == "async":
+            return gymnasium.vector.AsyncVectorEnv([make_one] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        return gymnasium.vector.SyncVectorEnv([make_one] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def _make_one(id: str, kwargs: dict[str, Any], wrappers: Sequence[Callable[[Any], Any]]) -> Any:
+    env = gymnasium.make(id, **kwargs)
+    for wrapper in wrappers:
+        env = wrapper(env)
+    return env
+
+
+class GymnasiumVectorEnv(VectorEnv):
+    """A Gymnasium vector environment behind the contract, whether it resets in the same step or in the next.
+
+    Args:
+        env: the vector environment.
+        seeds: one for each environment's first episode; later episodes go on from there.
+    """
+
+    def __init__(self, env: Any, seeds: Sequence[int]) -> None:
+        self.env = env
+        self.seeds = [int(seed) for seed in seeds]
+        self.num_envs = env.num_envs
+        self.observation_space = env.single_observation_space
+        self.action_space = env.single_action_space
+        self.resets_in_next_step = self._reset_mode() == AutoresetMode.NEXT_STEP
+        self._only_resets = np.zeros(self.num_envs, dtype=bool)
+
+    def _reset_mode(self) -> AutoresetMode:
+        mode = self.env.metadata.get("autoreset_mode")
+        if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
+            raise ConfigurationError(
+                f"--data.env: the vector environment must reset itself, in the same or the next step, but its "
+                f"autoreset_mode is {mode}."
+            )
+        return AutoresetMode(mode)
+
+    def reset(self) -> ArrayObservation:
+        self._only_resets[:] = False
+        obs, _ = self.env.reset(seed=self.seeds)
+        return _own(obs)
+
+    def step(self, actions: Array) -> StepResult:
+        obs, rewards, terminated, truncated, infos = self.env.step(self._to_env(actions))
+        obs, ended = _own(obs), terminated | truncated
+        if self.resets_in_next_step:
+            only_resets, self._only_resets = self._only_resets, ended
+            final_obs = take_rows(obs, np.flatnonzero(ended)) if ended.any() else None
+            return StepResult(obs, rewards, terminated, truncated, only_resets, ~only_resets, final_obs)
+        final_obs = self._final_obs(infos, np.flatnonzero(ended)) if ended.any() else None
+        return StepResult(obs, rewards, terminated, truncated, ended, np.ones_like(ended), final_obs)
+
+    def _final_obs(self, infos: dict[str, Any], rows: Array) -> ArrayObservation:
+        finals = infos["final_obs"][rows]
+        if isinstance(self.observation_space, spaces.Dict):
+            return {key: np.stack([final[key] for final in finals]) for key in self.observation_space}
+        return np.stack(list(finals))
+
+    def _to_env(self, actions: Array) -> Array:
+        """Box actions are clipped to their bounds here, at the door: log-probabilities are of the unclipped ones."""
+        if isinstance(self.action_space, spaces.Box):
+            return np.clip(actions, self.action_space.low, self.action_space.high).astype(self.action_space.dtype)
+        assert isinstance(self.action_space, spaces.Discrete)
+        return actions + self.action_space.start if self.action_space.start else actions
+
+    def close(self) -> None:
+        if not getattr(self.env, "closed", False):
+            self.env.close()
+
+
+def _own(obs: Any) -> ArrayObservation:
+    """A plain dict for Dict observations; arrays as they are (Gymnasium copies its buffers by default)."""
+    return dict(obs) if isinstance(obs, dict) else obs

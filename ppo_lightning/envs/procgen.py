@@ -1,0 +1,146 @@
+"""The sixteen Procgen games (Cobbe et al., arXiv 1912.01588), through their own vectorised interface."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal, Optional
+
+import numpy as np
+from gymnasium import spaces
+
+from ppo_lightning.core.errors import ConfigurationError, check_range, close_names
+from ppo_lightning.envs.base import Array, EnvFactory, StepResult, VectorEnv
+
+PROCGEN_GAMES = (
+    "bigfish bossfight caveflyer chaser climber coinrun dodgeball fruitbot heist jumper leaper maze miner ninja "
+    "plunder starpilot"
+).split()
+
+DistributionMode = Literal["easy", "hard", "extreme", "memory", "exploration"]
+_MODE_GAMES = {
+    "extreme": {"chaser", "dodgeball", "leaper", "starpilot"},
+    "memory": {"caveflyer", "dodgeball", "heist", "jumper", "maze", "miner"},
+    "exploration": {"caveflyer", "climber", "coinrun", "heist", "jumper", "leaper", "maze", "ninja"},
+}
+
+
+class ProcgenEnv(EnvFactory):
+    """A Procgen game.
+
+    Args:
+        env_name: one of the sixteen games: coinrun, starpilot, …
+        distribution_mode: easy, hard, or the modes that only some games have.
+        start_level: the first level's seed.
+        num_levels: how many levels; 0 is unlimited.
+        num_threads: simulator threads.
+        rand_seed: seed of the order of levels; by default drawn from ``--seed_everything``.
+        use_backgrounds: draw the games' backgrounds.
+    """
+
+    def __init__(
+        self,
+        env_name: str,
+        distribution_mode: DistributionMode = "hard",
+        start_level: int = 0,
+        num_levels: int = 0,
+        num_threads: int = 4,
+        rand_seed: Optional[int] = None,
+        use_backgrounds: bool = True,
+    ) -> None:
+        if env_name not in PROCGEN_GAMES:
+            raise ConfigurationError(
+                f"--data.env.env_name={env_name} is not a Procgen game: choose from {', '.join(PROCGEN_GAMES)}."
+                f"{close_names(env_name, PROCGEN_GAMES)}"
+            )
+        games = _MODE_GAMES.get(distribution_mode)
+        if games is not None and env_name not in games:
+            raise ConfigurationError(
+                f"--data.env.distribution_mode={distribution_mode} does not exist for {env_name}, only for "
+                f"{', '.join(sorted(games))}: use easy or hard."
+            )
+        if distribution_mode == "exploration" and (start_level, num_levels) != (0, 0):
+            raise ConfigurationError(
+                "--data.env.distribution_mode=exploration fixes its one level: leave out --data.env.start_level and "
+                "--data.env.num_levels."
+            )
+        check_range("--data.env.start_level", start_level, 0)
+        check_range("--data.env.num_levels", num_levels, 0)
+        check_range("--data.env.num_threads", num_threads, 0)
+        self.env_name = env_name
+        self.rand_seed = rand_seed
+        self.options: dict[str, Any] = {
+            "distribution_mode": distribution_mode,
+            "num_threads": num_threads,
+            "use_backgrounds": use_backgrounds,
+        }
+        if distribution_mode != "exploration":
+            self.options.update(start_level=start_level, num_levels=num_levels)
+
+    def make(self, seeds: Sequence[int]) -> VectorEnv:
+        simulator = _import_procgen()
+        rand_seed = self.rand_seed if self.rand_seed is not None else int(seeds[0])
+        return ProcgenVectorEnv(
+            lambda: simulator(len(seeds), self.env_name, rand_seed=rand_seed % (2**31 - 1), **self.options)
+        )
+
+
+def _import_procgen() -> Any:
+    try:
+        # the unmaintained gym, which procgen imports, prints a notice
+        with contextlib.redirect_stderr(io.StringIO()):
+            from procgen import ProcgenGym3Env
+    except ImportError as error:
+        version = ".".join(map(str, sys.version_info[:2]))
+        raise ConfigurationError(
+            "--data.env=ProcgenEnv needs the procgen package, which cannot be imported here "
+            f"({error}): pip install 'ppo-lightning[procgen]' on Python 3.10, 3.11 or 3.12 (this is {version})."
+        ) from error
+    return ProcgenGym3Env
+
+
+class ProcgenVectorEnv(VectorEnv):
+    """Procgen behind the contract.
+
+    The simulator resets in the same step, does not give the last observation of an episode, and reports its time
+    limit as an ordinary end: every end is ``terminated``.
+
+    Args:
+        make_simulator: makes a fresh ``ProcgenGym3Env``.
+    """
+
+    def __init__(self, make_simulator: Any) -> None:
+        self._make_simulator = make_simulator
+        self._simulator = make_simulator()
+        self._is_fresh = True
+        self.num_envs = self._simulator.num
+        self.observation_space = spaces.Box(0, 255, self._simulator.ob_space["rgb"].shape, np.uint8)
+        self.action_space = spaces.Discrete(self._simulator.ac_space.eltype.n)
+
+    def reset(self) -> Array:
+        if not self._is_fresh:  # the simulator can't be told to start again
+            self._simulator.close()
+            self._simulator = self._make_simulator()
+        self._is_fresh = False
+        return self._observe()[1]
+
+    def step(self, actions: Array) -> StepResult:
+        self._simulator.act(actions.astype(np.int32))
+        rewards, obs, first = self._observe()
+        return StepResult(
+            obs=obs,
+            rewards=rewards,
+            terminated=first,
+            truncated=np.zeros_like(first),
+            episode_starts=first,
+            valid=np.ones_like(first),
+        )
+
+    def _observe(self) -> tuple[Array, Array, Array]:
+        rewards, obs, first = self._simulator.observe()
+        return rewards, obs["rgb"], first
+
+    def close(self) -> None:
+        self._simulator.close()

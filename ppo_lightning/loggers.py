@@ -1,0 +1,80 @@
+"""TensorBoard and CSV together in one run folder, which a resumed run continues."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any, Union
+
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+
+NAME = "lightning_logs"
+
+
+class AppendingCSVLogger(CSVLogger):
+    """Lightning's ``CSVLogger``, which in a folder with a ``metrics.csv`` goes on after its row of ``resume_step``.
+
+    The stock one deletes the file. Every row is written when it is logged.
+
+    Args:
+        save_dir: the root of ``lightning_logs``.
+        version: the run's folder in it.
+        resume_step: environment steps of the checkpoint that is continued; later rows are dropped.
+    """
+
+    def __init__(self, save_dir: Union[str, Path], version: int | str, resume_step: int | None = None) -> None:
+        super().__init__(save_dir, name=NAME, version=version, flush_logs_every_n_steps=1)
+        self._resume_step = resume_step
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> _ExperimentWriter:
+        """The writer of ``metrics.csv``."""
+        if self._experiment is None:
+            Path(self.root_dir).mkdir(parents=True, exist_ok=True)
+            self._experiment = _AppendingWriter(self.log_dir, self._resume_step)
+        return self._experiment
+
+
+class _AppendingWriter(ExperimentWriter):
+    def __init__(self, log_dir: str, resume_step: int | None) -> None:
+        self._resume_step = resume_step
+        super().__init__(log_dir)
+
+    def _check_log_dir_exists(self) -> None:
+        path = Path(self.metrics_file_path)
+        if not path.is_file():
+            return
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if self._resume_step is None or int(row["step"]) <= self._resume_step]
+            self.metrics_keys = list(reader.fieldnames or [])
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def run_loggers(root: Union[str, Path], version: int | str | None = None, resume_step: int | None = None) -> list[Logger]:
+    """TensorBoard and CSV loggers of one run.
+
+    Args:
+        root: folder that ``lightning_logs`` is in.
+        version: the run's folder in it, ``version_<n>``; the next free one by default.
+        resume_step: environment steps of the checkpoint that the run continues.
+    """
+    if version is None:
+        version = _next_version(Path(root) / NAME)
+    kwargs: dict[str, Any] = {} if resume_step is None else {"purge_step": resume_step + 1}
+    return [
+        TensorBoardLogger(root, name=NAME, version=version, default_hp_metric=False, **kwargs),
+        AppendingCSVLogger(root, version, resume_step),
+    ]
+
+
+def _next_version(folder: Path) -> int:
+    numbers = [path.name.removeprefix("version_") for path in folder.glob("version_*")]
+    return max((int(number) for number in numbers if number.isdigit()), default=-1) + 1

@@ -1,0 +1,125 @@
+"""Actor-critics: one or two encoders, a policy head and a value head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Callable, Union
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+from ppo_lightning.core.errors import ConfigurationError
+from ppo_lightning.core.rollout import Observation
+from ppo_lightning.models.encoders import Encoder, ImpalaCNN, MLPEncoder
+from ppo_lightning.models.initialization import POLICY_GAIN, VALUE_GAIN, orthogonal_
+from ppo_lightning.models.outputs import GaussianModelOutput, NetworkOutput, PPOModelOutput
+
+RawObservation = Union[Observation, np.ndarray[Any, Any], Mapping[str, Any]]
+
+
+class ActorCritic(nn.Module):
+    """Policy and value over encoded observations, for Discrete and Box actions.
+
+    The heads run in full precision also where the encoder runs in half: a bfloat16 value has three digits.
+
+    Args:
+        observation_space: one environment's observations.
+        action_space: Discrete, or Box with one dimension (a Gaussian with a learned, state-independent std).
+        encoder: builds the encoder from the observation space.
+        critic_encoder: the critic's own encoder; the same kind as ``encoder`` by default. Choose it to show the critic
+            more than the actor (by ``in_keys``).
+        shared: one encoder for actor and critic.
+        initial_logstd: logarithm of the Gaussian's initial standard deviation.
+
+    Attributes:
+        embedder: the actor's encoder (the critic's too where shared).
+        fc_policy: Linear to ``logit_dim`` logits or means, orthogonal with gain 0.01.
+        fc_value: Linear to the value, orthogonal with gain 1.
+        hidden_dim: features out of the embedder.
+        logit_dim: number of actions, or dimensions of a Box action.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        encoder: Callable[[spaces.Space[Any]], Encoder] = MLPEncoder,
+        critic_encoder: Callable[[spaces.Space[Any]], Encoder] | None = None,
+        shared: bool = False,
+        initial_logstd: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if shared and critic_encoder is not None:
+            raise ConfigurationError(
+                "--model.network.shared=true and --model.network.critic_encoder contradict each other: leave one out."
+            )
+        self.embedder = encoder(observation_space)
+        self.critic_embedder = None if shared else (critic_encoder or encoder)(observation_space)
+        self.hidden_dim = self.embedder.output_dim
+        self.is_continuous = isinstance(action_space, spaces.Box)
+        self.logit_dim = spaces.flatdim(action_space)
+        critic_dim = self.hidden_dim if self.critic_embedder is None else self.critic_embedder.output_dim
+        self.fc_policy = orthogonal_(nn.Linear(self.hidden_dim, self.logit_dim), POLICY_GAIN)
+        self.fc_value = orthogonal_(nn.Linear(critic_dim, 1), VALUE_GAIN)
+        if self.is_continuous:
+            self.logstd = nn.Parameter(torch.full((self.logit_dim,), float(initial_logstd)))
+
+    @property
+    def device(self) -> torch.device:
+        return self.fc_policy.weight.device
+
+    def forward(self, obs: RawObservation) -> NetworkOutput:
+        """Observations ``(B, *shape)``, as tensors, numpy arrays or a mapping of either, to the output for ``B``."""
+        tensors = as_observation(obs, self.device)
+        hidden = self.embedder(tensors)
+        critic_hidden = hidden if self.critic_embedder is None else self.critic_embedder(tensors)
+        if torch.is_autocast_enabled(hidden.device.type):
+            with torch.autocast(hidden.device.type, enabled=False):
+                return self._heads(hidden.float(), critic_hidden.float())
+        return self._heads(hidden, critic_hidden)
+
+    def _heads(self, hidden: Tensor, critic_hidden: Tensor) -> NetworkOutput:
+        policy = self.fc_policy(hidden)
+        value = self.fc_value(critic_hidden).squeeze(-1)
+        if self.is_continuous:
+            return GaussianModelOutput(mean=policy, logstd=self.logstd, value=value, hidden=hidden)
+        return PPOModelOutput(logits=policy, value=value, hidden=hidden)
+
+
+class ImpalaPPOModel(ActorCritic):
+    """The IMPALA CNN with shared trunk that Procgen agents use (duo_ai's ``ImpalaPPOModel``)."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        channels: tuple[int, ...] = (16, 32, 32),
+        hidden_dim: int = 256,
+    ) -> None:
+        """Build from spaces.
+
+        Args:
+            observation_space: images, ``(H, W, C)`` or ``(C, H, W)``.
+            action_space: Discrete, or Box with one dimension.
+            channels: channels of each IMPALA block.
+            hidden_dim: features before the heads.
+        """
+        super().__init__(
+            observation_space,
+            action_space,
+            encoder=lambda space: ImpalaCNN(space, channels=channels, hidden_dim=hidden_dim),
+            shared=True,
+        )
+
+
+def as_observation(obs: RawObservation, device: torch.device) -> Observation:
+    """Tensors as they are; numpy arrays and mappings of them as tensors on ``device``, in their own dtype."""
+    if isinstance(obs, (Tensor, TensorDictBase)):
+        return obs
+    if isinstance(obs, Mapping):
+        tensors = {key: as_observation(value, device) for key, value in obs.items()}
+        return TensorDict(tensors, batch_size=[len(next(iter(tensors.values())))])
+    return torch.as_tensor(obs, device=device)

@@ -1,0 +1,248 @@
+"""Encoders: observation in, features ``(B, output_dim)`` out.
+
+Each is built from its observation space, picks its keys of a Dict observation by ``in_keys``, and takes observations
+in the simulator's own dtype and layout: images stay ``uint8`` up to the first line of ``forward``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from ppo_lightning.core.errors import ConfigurationError, close_names
+from ppo_lightning.core.rollout import Observation
+from ppo_lightning.models.initialization import orthogonal_
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "Tanh": nn.Tanh,
+    "ReLU": nn.ReLU,
+    "ELU": nn.ELU,
+    "SiLU": nn.SiLU,
+    "GELU": nn.GELU,
+}
+
+
+class Encoder(nn.Module):
+    """Base of all encoders: knows which parts of an observation it reads.
+
+    Args:
+        observation_space: one environment's observations.
+        in_keys: the keys of a Dict observation to read, in this order; all of them by default.
+
+    Raises:
+        ConfigurationError: a key that the observation lacks, or keys for an observation that has none.
+    """
+
+    output_dim: int
+
+    def __init__(self, observation_space: spaces.Space[Any], in_keys: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.in_keys: list[str] | None = None
+        if isinstance(observation_space, spaces.Dict):
+            self.in_keys = list(in_keys) if in_keys is not None else list(observation_space)
+            for key in self.in_keys:
+                if key not in observation_space.spaces:
+                    raise ConfigurationError(
+                        f"in_keys: the observation has no key {key!r}, only {list(observation_space)}."
+                        f"{close_names(key, observation_space)}"
+                    )
+            self.parts = [observation_space[key] for key in self.in_keys]
+        elif in_keys is not None:
+            raise ConfigurationError(
+                f"in_keys={list(in_keys)} needs a Dict observation, not {observation_space}: leave it out."
+            )
+        else:
+            self.parts = [observation_space]
+
+    def select(self, obs: Observation) -> list[Tensor]:
+        """The tensors this encoder reads, each ``(B, *shape)``."""
+        if self.in_keys is None:
+            assert isinstance(obs, Tensor)
+            return [obs]
+        assert isinstance(obs, TensorDictBase)
+        return [obs.get(key) for key in self.in_keys]
+
+
+class MLPEncoder(Encoder):
+    """Fully connected layers over the flattened observation; Discrete parts enter one-hot.
+
+    Args:
+        observation_space: Box, Discrete, MultiBinary or a Dict of these.
+        hidden_sizes: width of each layer.
+        activation: one of Tanh, ReLU, ELU, SiLU, GELU.
+        in_keys: keys of a Dict observation to read; all by default.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        hidden_sizes: Sequence[int] = (64, 64),
+        activation: str = "Tanh",
+        in_keys: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(observation_space, in_keys)
+        if activation not in ACTIVATIONS:
+            raise ConfigurationError(
+                f"activation={activation!r} is not known: choose from {sorted(ACTIVATIONS)}."
+                f"{close_names(activation, ACTIVATIONS)}"
+            )
+        if not hidden_sizes or min(hidden_sizes) < 1:
+            raise ConfigurationError(f"hidden_sizes={list(hidden_sizes)} must be one or more widths of at least 1.")
+        for part in self.parts:
+            if is_image(part):
+                raise ConfigurationError(
+                    f"MLPEncoder does not fit the image observation {part.shape}: set --model.network.encoder to "
+                    "NatureCNN or ImpalaCNN."
+                )
+        sizes = [sum(spaces.flatdim(part) for part in self.parts), *hidden_sizes]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
+            layers += [orthogonal_(nn.Linear(fan_in, fan_out)), ACTIVATIONS[activation]()]
+        self.layers = nn.Sequential(*layers)
+        self.output_dim = sizes[-1]
+
+    def forward(self, obs: Observation) -> Tensor:
+        dtype = next(self.parameters()).dtype
+        flat = [_flatten(x, part, dtype) for x, part in zip(self.select(obs), self.parts)]
+        return self.layers(flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1))
+
+
+def _flatten(x: Tensor, space: spaces.Space[Any], dtype: torch.dtype) -> Tensor:
+    """``(B, *shape)`` to ``(B, flatdim)`` in the parameters' dtype."""
+    if isinstance(space, spaces.Discrete):
+        return nn.functional.one_hot(x.long() - int(space.start), int(space.n)).to(dtype)
+    flat = x.to(dtype).flatten(1) if x.dim() > 1 else x.to(dtype).unsqueeze(-1)
+    return flat / 255 if x.dtype == torch.uint8 else flat
+
+
+def is_image(space: spaces.Space[Any]) -> bool:
+    """Three dimensions, as images and stacks of grey frames have."""
+    return isinstance(space, spaces.Box) and len(space.shape) == 3
+
+
+class ImageEncoder(Encoder):
+    """Base of the convolutional encoders: finds the one image, its layout, and feeds it channels-first.
+
+    Channels are the smallest of the first and last dimension, so both ``(H, W, C)`` and ``(C, H, W)`` work.
+    """
+
+    def __init__(self, observation_space: spaces.Space[Any], in_keys: Sequence[str] | None = None) -> None:
+        if in_keys is None and isinstance(observation_space, spaces.Dict):
+            in_keys = [key for key, part in observation_space.items() if is_image(part)]
+        super().__init__(observation_space, in_keys)
+        if len(self.parts) != 1 or not is_image(self.parts[0]):
+            raise ConfigurationError(
+                f"{type(self).__name__} needs exactly one image of three dimensions, not {observation_space}: set "
+                "--model.network.encoder to MLPEncoder for vectors, or name one image with in_keys."
+            )
+        space = self.parts[0]
+        assert isinstance(space, spaces.Box)
+        self.channels_last = space.shape[-1] <= space.shape[0]
+        self.image_shape = space.shape if not self.channels_last else (space.shape[-1], *space.shape[:2])
+        self.is_uint8 = space.dtype == np.uint8
+
+    def image(self, obs: Observation) -> Tensor:
+        """``(B, C, H, W)`` in the parameters' dtype; uint8 scaled to [0, 1]."""
+        (x,) = self.select(obs)
+        if self.channels_last:
+            x = x.permute(0, 3, 1, 2)  # a view whose memory is channels_last, what CPU and GPU kernels like best
+        x = x.to(next(self.parameters()).dtype)
+        return x / 255 if self.is_uint8 else x
+
+    def check_size(self, minimum: int) -> None:
+        """Raise unless both sides are at least ``minimum`` pixels."""
+        if min(self.image_shape[1:]) < minimum:
+            raise ConfigurationError(
+                f"{type(self).__name__} needs images of at least {minimum}×{minimum} pixels, not "
+                f"{self.image_shape[1]}×{self.image_shape[2]}: set --model.network.encoder to MLPEncoder after "
+                "gymnasium.wrappers.FlattenObservation, or to another encoder."
+            )
+
+
+class NatureCNN(ImageEncoder):
+    """The three-layer CNN of DQN (Mnih et al., Nature 2015): 32 8×8/4, 64 4×4/2, 64 3×3/1, Linear.
+
+    Args:
+        observation_space: an image, or a Dict with one.
+        hidden_dim: features out.
+        in_keys: the key of the image, where a Dict observation has several.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Space[Any], hidden_dim: int = 512, in_keys: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(observation_space, in_keys)
+        self.check_size(36)
+        channels, height, width = self.image_shape
+        self.layers = nn.Sequential(
+            orthogonal_(nn.Conv2d(channels, 32, 8, stride=4)),
+            nn.ReLU(),
+            orthogonal_(nn.Conv2d(32, 64, 4, stride=2)),
+            nn.ReLU(),
+            orthogonal_(nn.Conv2d(64, 64, 3, stride=1)),
+            nn.ReLU(),
+            nn.Flatten(),
+        ).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            flat_dim = self.layers(torch.zeros(1, channels, height, width)).shape[1]
+        self.linear = nn.Sequential(orthogonal_(nn.Linear(flat_dim, hidden_dim)), nn.ReLU())
+        self.output_dim = hidden_dim
+
+    def forward(self, obs: Observation) -> Tensor:
+        return self.linear(self.layers(self.image(obs)))
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv1(torch.relu(self.conv0(torch.relu(x))))
+
+
+class ImpalaCNN(ImageEncoder):
+    """The large IMPALA network (Espeholt et al., arXiv 1802.01561, figure 3), Xavier-uniform with zero biases.
+
+    A block is conv 3×3, max-pool 3×3/2, two residual blocks; then ReLU, Linear, ReLU.
+
+    Args:
+        observation_space: an image, or a Dict with one.
+        channels: channels of each block.
+        hidden_dim: features out.
+        in_keys: the key of the image, where a Dict observation has several.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        channels: Sequence[int] = (16, 32, 32),
+        hidden_dim: int = 256,
+        in_keys: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(observation_space, in_keys)
+        self.check_size(8)
+        blocks: list[nn.Module] = []
+        for fan_in, fan_out in zip([self.image_shape[0], *channels[:-1]], channels):
+            blocks += [nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
+            blocks += [_ResidualBlock(fan_out), _ResidualBlock(fan_out)]
+        self.blocks = nn.Sequential(*blocks, nn.ReLU(), nn.Flatten())
+        height, width = (math.ceil(side / 2 ** len(channels)) for side in self.image_shape[1:])
+        self.linear = nn.Linear(channels[-1] * height * width, hidden_dim)
+        self.output_dim = hidden_dim
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, obs: Observation) -> Tensor:
+        return torch.relu(self.linear(self.blocks(self.image(obs))))

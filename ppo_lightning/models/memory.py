@@ -1,0 +1,49 @@
+"""Running a network with memory over whole sequences."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from ppo_lightning.core.rollout import Observation, State
+from ppo_lightning.models.outputs import MemoryNetwork
+
+
+def unroll(network: MemoryNetwork, obs: Observation, state: State, episode_starts: Tensor) -> Any:
+    """The network's outputs over ``(N, T)`` observations, in one flat output of ``N·T`` rows, environment-major.
+
+    Args:
+        network: takes ``(obs, state)`` and returns ``(output, next state)``.
+        obs: ``(N, T, *shape)``.
+        state: before the first step, ``(N, *shape)``.
+        episode_starts: ``(N, T)`` bool; the memory is cleared before each step where it is true.
+    """
+    num_envs, num_steps = episode_starts.shape
+    beginning = network.initial_state(num_envs)
+    outputs = []
+    for step in range(num_steps):
+        state = _where(episode_starts[:, step], beginning, state)
+        output, state = network(obs[:, step], state)
+        outputs.append(output)
+    return _stack(outputs)
+
+
+def _where(rows: Tensor, new: Any, old: Any) -> Any:
+    if isinstance(new, TensorDictBase):
+        return new.where(rows, old)
+    return torch.where(rows.reshape(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+def _stack(outputs: list[Any]) -> Any:
+    """``T`` outputs of ``N`` rows as one of ``N·T``; what all rows share (a common logstd) stays as it is."""
+    num_envs = len(outputs[0].value)
+    fields = {}
+    for field in dataclasses.fields(outputs[0]):
+        parts = [getattr(output, field.name) for output in outputs]
+        per_row = parts[0].dim() > 0 and len(parts[0]) == num_envs and parts[0] is not parts[-1]
+        fields[field.name] = torch.stack(parts, dim=1).flatten(0, 1) if per_row or len(parts) == 1 else parts[0]
+    return type(outputs[0])(**fields)

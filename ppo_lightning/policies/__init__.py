@@ -1,0 +1,5 @@
+"""What acts: policies loaded from checkpoints, or around a network."""
+
+from ppo_lightning.policies.ppo import PPOPolicy
+
+__all__ = ["PPOPolicy"]

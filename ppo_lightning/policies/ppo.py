@@ -1,0 +1,103 @@
+"""A trained network that acts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppo_lightning.core.checkpoint import network_from_checkpoint, read_checkpoint
+from ppo_lightning.core.errors import ConfigurationError, check_range
+from ppo_lightning.core.rollout import State
+from ppo_lightning.functional.distributions import Distribution
+from ppo_lightning.models.actor_critic import RawObservation, as_observation
+
+
+class PPOPolicy:
+    """Chooses actions by a network, from a checkpoint or given.
+
+    >>> policy = PPOPolicy(load_path="lightning_logs/version_0/checkpoints/best.ckpt")  # doctest: +SKIP
+    >>> action = policy.act(obs, temperature=0)  # doctest: +SKIP
+
+    Args:
+        model: the network.
+        load_path: a checkpoint to take network and weights from, without naming the environment.
+
+    Raises:
+        ConfigurationError: both or neither given, or a checkpoint that cannot be used.
+    """
+
+    def __init__(self, model: nn.Module | None = None, load_path: Union[str, Path, None] = None) -> None:
+        if (model is None) == (load_path is None):
+            raise ConfigurationError("PPOPolicy needs either a model or a load_path, and not both.")
+        if model is None:
+            assert load_path is not None
+            model = network_from_checkpoint(read_checkpoint(load_path, "load_path"), "load_path").eval()
+        self.model = model
+        self._state: State | None = None
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: RawObservation,
+        temperature: float = 1.0,
+        return_model_output: bool = False,
+        noise: Tensor | None = None,
+    ) -> Any:
+        """Actions ``(B,)`` or ``(B, D)`` for observations ``(B, *shape)``.
+
+        Args:
+            obs: tensors, numpy arrays, or a mapping of either.
+            temperature: 0 takes the most probable action; else samples, sharper below 1 and flatter above.
+            return_model_output: return ``(actions, output)``.
+            noise: what to sample by, as :func:`functional.distributions.draw_noise` draws it; by default fresh from
+                torch's global generator.
+        """
+        check_range("temperature", temperature, 0)
+        tensors = as_observation(obs, next(self.model.parameters()).device)
+        output = self._run(tensors)
+        actions = _choose(output.distribution, temperature, noise)
+        return (actions, output) if return_model_output else actions
+
+    def _run(self, obs: Any) -> Any:
+        initial_state = getattr(self.model, "initial_state", None)
+        if initial_state is None:
+            return self.model(obs)
+        if self._state is None or len(self._state) != len(obs):
+            self._state = initial_state(len(obs))
+        output, self._state = self.model(obs, self._state)
+        return output
+
+    def reset(self, done: np.ndarray[Any, Any]) -> None:
+        """Forget what came before in the rows where an episode ended; ``done`` is ``(B,)`` bool."""
+        if self._state is not None and done.any():
+            rows = torch.from_numpy(np.flatnonzero(done)).to(next(self.model.parameters()).device)
+            self._state = self._state.clone()
+            self._state[rows] = self.model.initial_state(len(rows))  # type: ignore[operator]
+
+    def get_params(self) -> dict[str, Any]:
+        """The network's parameters."""
+        return self.model.state_dict()
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        """Copy parameters into the network."""
+        self.model.load_state_dict(params)
+
+    def train(self) -> None:
+        """Put the network in training mode."""
+        self.model.train()
+
+    def eval(self) -> None:
+        """Put the network in evaluation mode."""
+        self.model.eval()
+
+
+def _choose(distribution: Distribution, temperature: float, noise: Tensor | None) -> Tensor:
+    if temperature == 0:
+        return distribution.mode()
+    if temperature != 1:
+        distribution = distribution.tempered(temperature)
+    return distribution.sample(noise if noise is not None else distribution.noise())

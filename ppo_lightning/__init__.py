@@ -11,8 +11,6 @@ from ppo_lightning.models import ActorCritic, ImpalaCNN, ImpalaPPOModel, MLPEnco
 from ppo_lightning.policies import PPOPolicy
 from ppo_lightning.version import __version__
 
-
-
 __all__ = [
     "PPO",
     "ActorCritic",

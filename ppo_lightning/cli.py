@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
-from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -165,8 +164,7 @@ class PPOLightningCLI(LightningCLI):
     def after_fit(self) -> None:
         """The table, and where the best checkpoint is."""
         self._print_result()
-        best = [callback for callback in self.trainer.callbacks if isinstance(callback, BestCheckpoint)]
-        for callback in best:
+        for callback in self._callbacks(BestCheckpoint):
             if callback.best_model_path:
                 path = _relative(callback.best_model_path)
                 print(f"Best checkpoint (return {callback.best_model_score:.4g}): {path}")
@@ -179,9 +177,12 @@ class PPOLightningCLI(LightningCLI):
         """The table."""
         self._print_result()
 
+    def _callbacks(self, kind: type) -> list[Any]:
+        callbacks: list[Any] = vars(self.trainer)["callbacks"]
+        return [callback for callback in callbacks if isinstance(callback, kind)]
+
     def _print_result(self) -> None:
-        evaluation = next(callback for callback in self.trainer.callbacks if isinstance(callback, Evaluation))
-        result = evaluation.result
+        result = self._callbacks(Evaluation)[0].result
         if result is None or not self.trainer.is_global_zero:
             return
         table = Table(title=f"Evaluation after {self.datamodule.env_steps:,} environment steps")

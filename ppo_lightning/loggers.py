@@ -58,7 +58,9 @@ class _AppendingWriter(ExperimentWriter):
             writer.writerows(rows)
 
 
-def run_loggers(root: Union[str, Path], version: int | str | None = None, resume_step: int | None = None) -> list[Logger]:
+def run_loggers(
+    root: Union[str, Path], version: int | str | None = None, resume_step: int | None = None
+) -> list[Logger]:
     """TensorBoard and CSV loggers of one run.
 
     Args:

@@ -20,9 +20,7 @@ from ppo_lightning.models.actor_critic import as_observation
 _BATCH = 2
 
 
-def build_network(
-    network: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
-) -> nn.Module:
+def build_network(network: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> nn.Module:
     """A network from a builder, a configuration of one, or a module that is built already; checked by a forward pass.
 
     Raises:
@@ -43,7 +41,7 @@ def build_network(
 
 def _check_fit(network: nn.Module, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
     name = type(network).__name__
-    empty = gymnasium.vector.utils.create_empty_array(observation_space, n=_BATCH)
+    empty: Any = gymnasium.vector.utils.create_empty_array(observation_space, n=_BATCH)
     try:
         with torch.no_grad():
             obs = as_observation(empty, next(network.parameters()).device)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Optional, Union, cast
+from typing import Any, Optional, Union, cast
 
 import torch
 from gymnasium import spaces
@@ -26,7 +26,7 @@ from ppo_lightning.core.checkpoint import (
     load_network_weights,
     read_checkpoint,
 )
-from ppo_lightning.core.errors import ConfigurationError, TrainingError, check_range
+from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.instantiate import build_from_config, describe
 from ppo_lightning.core.metrics import log_metrics
 from ppo_lightning.core.rollout import MemoryRollout, Observation, PPOBatch, PPOSequenceBatch, Rollout, State
@@ -190,7 +190,7 @@ class PPO(LightningModule):
     def _source(self) -> RolloutSource:
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None or not hasattr(datamodule, "rollout_metrics"):
-            raise ConfigurationError("PPO learns from rollouts: pass a RolloutDataModule as datamodule= to the Trainer.")
+            raise ConfigurationError("PPO learns from rollouts: pass datamodule=RolloutDataModule(…) to the Trainer.")
         return cast(RolloutSource, datamodule)
 
     # -- what the dataset asks (core.agent.Agent)
@@ -240,11 +240,13 @@ class PPO(LightningModule):
             self.gae_lambda,
         )
         valid = rollout.valid
-        self._statistics.add_rollout("train/explained_variance", explained_variance(rollout.values[valid], returns[valid]))
+        self._statistics.add_rollout(
+            "train/explained_variance", explained_variance(rollout.values[valid], returns[valid])
+        )
         if self.log_action_id is not None:
             taken = (rollout.actions[valid] == self.log_action_id).float().mean()
             self._statistics.add_rollout(f"rollout/action_{self.log_action_id}_fraction", taken)
-        fields = {
+        fields: dict[str, Any] = {
             "obs": rollout.obs,
             "actions": rollout.actions,
             "log_probs": rollout.log_probs,
@@ -354,7 +356,7 @@ class PPO(LightningModule):
         """Step the schedules, also after an early stop (where Lightning would not)."""
         self._finish_iteration()
         for config in self.trainer.lr_scheduler_configs:
-            config.scheduler.step()
+            config.scheduler.step()  # type: ignore[call-arg]
 
     def _finish_iteration(self) -> None:
         if not self._statistics.count:

@@ -23,7 +23,8 @@ def crossed(trainer: Trainer, every_n_env_steps: int) -> bool:
 def is_last_iteration(trainer: Trainer) -> bool:
     """Whether training ends with the iteration that just ended."""
     loop = trainer.fit_loop
-    processed, max_epochs = loop.epoch_progress.current.processed, trainer.max_epochs
+    progress: Any = loop.epoch_progress.current
+    processed, max_epochs = progress.processed, trainer.max_epochs
     epochs_done = max_epochs is not None and max_epochs != -1 and processed >= max_epochs
     steps_done = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     return bool(trainer.should_stop or epochs_done or steps_done)

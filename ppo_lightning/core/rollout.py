@@ -4,6 +4,9 @@
 spaces, a nested ``TensorDict``; images keep the simulator's ``uint8``.
 """
 
+# tensordict reserves names (values, add) that are the field's own here; "shadow" allows them
+# mypy: disable-error-code="override, assignment, type-arg, name-defined, arg-type"
+
 from __future__ import annotations
 
 from collections.abc import Iterator

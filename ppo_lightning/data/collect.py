@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -176,7 +176,7 @@ def clear_state(agent: Agent, state: State | None, episode_starts: Array) -> Sta
         return state
     rows = torch.from_numpy(np.flatnonzero(episode_starts)).to(agent.device)
     cleared = state.clone()
-    cleared[rows] = agent.initial_state(len(rows))
+    cleared[rows] = cast(Any, agent.initial_state(len(rows)))
     return cleared
 
 

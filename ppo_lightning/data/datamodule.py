@@ -57,8 +57,8 @@ class RolloutDataModule(LightningDataModule):
         check_range("--data.seed", seed or 0, 0)
         if num_envs * num_steps % num_minibatches:
             raise ConfigurationError(
-                f"--data.num_envs={num_envs} × --data.num_steps={num_steps} = {num_envs * num_steps} transitions cannot "
-                f"be divided into --data.num_minibatches={num_minibatches} equal parts: change one of the three."
+                f"--data.num_envs={num_envs} × --data.num_steps={num_steps} = {num_envs * num_steps} transitions "
+                f"cannot be divided into --data.num_minibatches={num_minibatches} equal parts: change one of the three."
             )
         self.env = GymnasiumEnv(env) if isinstance(env, str) else env
         self.num_envs = num_envs
@@ -97,6 +97,7 @@ class RolloutDataModule(LightningDataModule):
 
     @property
     def world_size(self) -> int:
+        """Ranks that train together."""
         return self.trainer.world_size if self.trainer is not None else 1
 
     @property

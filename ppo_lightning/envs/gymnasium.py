@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, Callable, Literal, Optional
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Optional
 
 import gymnasium
 import numpy as np

@@ -15,9 +15,9 @@ from ppo_lightning.core.errors import ConfigurationError, check_range, close_nam
 from ppo_lightning.envs.base import Array, EnvFactory, StepResult, VectorEnv
 
 PROCGEN_GAMES = (
-    "bigfish bossfight caveflyer chaser climber coinrun dodgeball fruitbot heist jumper leaper maze miner ninja "
-    "plunder starpilot"
-).split()
+    *("bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot"),
+    *("heist", "jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot"),
+)
 
 DistributionMode = Literal["easy", "hard", "extreme", "memory", "exploration"]
 _MODE_GAMES = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Callable, Union
+from collections.abc import Callable, Mapping
+from typing import Any, Union
 
 import numpy as np
 import torch
@@ -120,6 +120,6 @@ def as_observation(obs: RawObservation, device: torch.device) -> Observation:
     if isinstance(obs, (Tensor, TensorDictBase)):
         return obs
     if isinstance(obs, Mapping):
-        tensors = {key: as_observation(value, device) for key, value in obs.items()}
+        tensors = {key: as_observation(cast(Any, value), device) for key, value in obs.items()}
         return TensorDict(tensors, batch_size=[len(next(iter(tensors.values())))])
     return torch.as_tensor(obs, device=device)

@@ -6,6 +6,7 @@ in the simulator's own dtype and layout: images stay ``uint8`` up to the first l
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -103,7 +104,7 @@ class MLPEncoder(Encoder):
                 )
         sizes = [sum(spaces.flatdim(part) for part in self.parts), *hidden_sizes]
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             layers += [orthogonal_(nn.Linear(fan_in, fan_out)), ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers)
         self.output_dim = sizes[-1]
@@ -166,6 +167,13 @@ class ImageEncoder(Encoder):
             )
 
 
+def use_channels_last(module: nn.Module) -> None:
+    """Lay out convolution weights as images of ``(H, W, C)`` are: twice as fast on the CPU, faster on GPUs."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
 class NatureCNN(ImageEncoder):
     """The three-layer CNN of DQN (Mnih et al., Nature 2015): 32 8×8/4, 64 4×4/2, 64 3×3/1, Linear.
 
@@ -189,7 +197,8 @@ class NatureCNN(ImageEncoder):
             orthogonal_(nn.Conv2d(64, 64, 3, stride=1)),
             nn.ReLU(),
             nn.Flatten(),
-        ).to(memory_format=torch.channels_last)
+        )
+        use_channels_last(self.layers)
         with torch.no_grad():
             flat_dim = self.layers(torch.zeros(1, channels, height, width)).shape[1]
         self.linear = nn.Sequential(orthogonal_(nn.Linear(flat_dim, hidden_dim)), nn.ReLU())
@@ -241,8 +250,9 @@ class ImpalaCNN(ImageEncoder):
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        self.to(memory_format=torch.channels_last)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        use_channels_last(self)
 
     def forward(self, obs: Observation) -> Tensor:
         return torch.relu(self.linear(self.blocks(self.image(obs))))

@@ -231,8 +231,8 @@ def main(args: Optional[Sequence[str]] = None) -> None:
     sys.path.insert(0, os.getcwd())  # environments and networks of one's own, beside where the command is typed
     for message in _QUIET:
         warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch").addFilter(_is_news)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    for handler in logging.getLogger("lightning.pytorch").handlers:
+        handler.addFilter(_is_news)
     try:
         PPOLightningCLI(args)
     except ConfigurationError as error:

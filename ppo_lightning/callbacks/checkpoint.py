@@ -34,11 +34,11 @@ class RunCheckpoint(Checkpoint):
             return
         folder = checkpoint_folder(trainer)
         if self.save_freq and crossed(trainer, self.save_freq):
-            trainer.save_checkpoint(folder / f"step_{env_steps(trainer)}.ckpt")
+            trainer.save_checkpoint(folder / f"step_{env_steps(trainer)}.ckpt", weights_only=False)
         is_fresh = any(callback.is_fresh(trainer) for callback in _evaluations(trainer))
         is_due = time.monotonic() - self._saved_at >= _SECONDS_BETWEEN_SAVES
         if is_fresh or is_due or is_last_iteration(trainer):
-            trainer.save_checkpoint(folder / "last.ckpt")
+            trainer.save_checkpoint(folder / "last.ckpt", weights_only=False)
             self._saved_at = time.monotonic()
 
 

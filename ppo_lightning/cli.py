@@ -23,6 +23,7 @@ from ppo_lightning.core.errors import ConfigurationError, TrainingError
 from ppo_lightning.core.spaces import space_to_dict
 from ppo_lightning.data import RolloutDataModule
 from ppo_lightning.loggers import NAME, run_loggers
+from ppo_lightning.parser_errors import ParserError, sentence_for
 
 PROGRAM = "ppo-lightning"
 EXIT_CONFIGURATION, EXIT_TRAINING, EXIT_INTERRUPTED = 2, 1, 130
@@ -37,6 +38,14 @@ _QUIET = [
     ".*dirpath has changed from.*",
     ".*srun.*command is available.*",
 ]
+
+
+class PPOArgumentParser(LightningArgumentParser):
+    """Lightning's parser, whose errors are sentences like all others, without the usage, which is pages long here."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Leave it to :func:`main` to say it."""
+        raise ParserError(message) from ex
 
 
 class RunConfigCallback(SaveConfigCallback):
@@ -68,6 +77,7 @@ class PPOLightningCLI(LightningCLI):
             trainer_class=Trainer,
             trainer_defaults={"max_epochs": -1, "gradient_clip_val": 0.5, "enable_model_summary": False},
             auto_configure_optimizers=False,
+            parser_class=PPOArgumentParser,
             parser_kwargs={"prog": PROGRAM},
             args=None if args is None else list(args),
         )
@@ -235,12 +245,24 @@ def main(args: Optional[Sequence[str]] = None) -> None:
         handler.addFilter(_is_news)
     try:
         PPOLightningCLI(args)
-    except ConfigurationError as error:
-        _fail(str(error), EXIT_CONFIGURATION)
+    except ParserError as error:
+        _fail(sentence_for(error, sys.argv[1:] if args is None else args), EXIT_CONFIGURATION)
     except MisconfigurationException as error:
         _fail(" ".join(str(error).split()), EXIT_CONFIGURATION)
     except TrainingError as error:
         _fail(str(error), EXIT_TRAINING)
+    except Exception as error:
+        cause = _configuration_error(error)
+        if cause is None:
+            raise
+        _fail(str(cause), EXIT_CONFIGURATION)
+
+
+def _configuration_error(error: BaseException | None) -> ConfigurationError | None:
+    """The user's mistake behind an exception: jsonargparse wraps what a constructor raises in its own."""
+    while error is not None and not isinstance(error, ConfigurationError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _is_news(record: logging.LogRecord) -> bool:

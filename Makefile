@@ -1,0 +1,41 @@
+# make train | test | test-all | lint | setup. Needs Python 3.10, 3.11 or 3.12; everything else goes into .venv.
+
+CONFIG ?= configs/cartpole.yaml
+ARGS ?=
+PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10 python; do \
+	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' >/dev/null 2>&1 \
+	&& echo $$python && break; done)
+BIN := .venv/bin
+SETUP := .venv/.setup-done
+
+.DEFAULT_GOAL := help
+.PHONY: help train test test-all lint setup clean
+
+help:  ## show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+train: $(SETUP)  ## train CONFIG (configs/cartpole.yaml); more flags in ARGS
+	$(BIN)/ppo-lightning fit --config $(CONFIG) $(ARGS)
+
+test: $(SETUP)  ## every test but the slow ones
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(SETUP)  ## the slow tests too: whole learning runs
+	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+lint: $(SETUP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(SETUP)  ## .venv with the package, the extras that configs/ need, and the development tools
+
+$(SETUP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.10, 3.11 or 3.12 was found: install one, or name it with make PYTHON=/path/to/python."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[procgen,box2d,dev]'
+	touch $@
+
+clean:  ## remove .venv and caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -41,10 +41,12 @@ def build_network(network: Any, observation_space: spaces.Space[Any], action_spa
 
 def _check_fit(network: nn.Module, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
     name = type(network).__name__
-    empty: Any = gymnasium.vector.utils.create_empty_array(observation_space, n=_BATCH)
+    batch_space = gymnasium.vector.utils.batch_space(observation_space, _BATCH)
+    batch_space.seed(0)
+    sample: Any = batch_space.sample()
     try:
         with torch.no_grad():
-            obs = as_observation(empty, next(network.parameters()).device)
+            obs = as_observation(sample, next(network.parameters()).device)
             memory = getattr(network, "initial_state", None)
             output = network(obs) if memory is None else network(obs, memory(_BATCH))[0]
             noise = draw_noise(action_space, 1, [torch.Generator()] * _BATCH, torch.float32, output.value.device)[0]

@@ -40,7 +40,7 @@ def read_checkpoint(path: Union[str, Path], flag: str = "ckpt_path") -> dict[str
         ) from error
     if not isinstance(checkpoint, dict) or FORMAT_KEY not in checkpoint or "state_dict" not in checkpoint:
         raise ConfigurationError(f"{flag}: {path} was not written by ppo-lightning; use a checkpoint of a run of it.")
-    if checkpoint[FORMAT_KEY] > FORMAT_VERSION:
+    if not isinstance(checkpoint[FORMAT_KEY], int) or checkpoint[FORMAT_KEY] > FORMAT_VERSION:
         raise ConfigurationError(
             f"{flag}: {path} has format {checkpoint[FORMAT_KEY]} and this version reads up to {FORMAT_VERSION}: "
             "update ppo-lightning."
@@ -95,7 +95,7 @@ def load_network_weights(network: nn.Module, checkpoint: dict[str, Any], flag: s
 
 def describe_mismatch(own: dict[str, Any], loaded: dict[str, Any]) -> str:
     """The first difference between two state dicts in names and shapes, in words; empty if there is none."""
-    for name in own.keys() | loaded.keys():
+    for name in dict.fromkeys([*own, *loaded]):
         if name not in loaded:
             return f"{name} is missing from the checkpoint"
         if name not in own:

@@ -25,7 +25,7 @@ def build_from_config(part_type: Any, config: Mapping[str, Any], flag: str) -> A
     parser.add_argument("--part", type=part_type)
     try:
         parsed = parser.parse_object({"part": dict(config)})
-        return parser.instantiate_classes(parsed).part
+        return parser.instantiate(parsed).part
     except ConfigurationError:
         raise
     except Exception as error:
@@ -38,14 +38,14 @@ def build_from_config(part_type: Any, config: Mapping[str, Any], flag: str) -> A
 
 def describe(part: Any) -> Any:
     """The configuration of a class or a ``functools.partial`` of one; None for what cannot be named (an object)."""
-    if isinstance(part, Mapping):
-        return _plain(part)
-    if isinstance(part, functools.partial) and isinstance(part.func, type) and not part.args:
-        init_args = {name: _plain(value) for name, value in part.keywords.items()}
-        return {"class_path": _path(part.func), "init_args": init_args}
-    if isinstance(part, type):
-        return {"class_path": _path(part), "init_args": {}}
-    return None
+    try:
+        return _plain(part) if part is not None else None
+    except _NamelessError:
+        return None
+
+
+class _NamelessError(Exception):
+    """A value that no configuration can name."""
 
 
 def _plain(value: Any) -> Any:
@@ -56,7 +56,11 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
         return value
-    return describe(value)
+    if isinstance(value, functools.partial) and isinstance(value.func, type) and not value.args:
+        return {"class_path": _path(value.func), "init_args": _plain(value.keywords)}
+    if isinstance(value, type):
+        return {"class_path": _path(value), "init_args": {}}
+    raise _NamelessError
 
 
 def _path(cls: type) -> str:

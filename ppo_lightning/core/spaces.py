@@ -60,7 +60,7 @@ def space_from_dict(plain: Mapping[str, Any]) -> spaces.Space[Any]:
     """The inverse of :func:`space_to_dict`."""
     kind = plain["type"]
     if kind == "Dict":
-        return spaces.Dict({key: space_from_dict(part) for key, part in plain["spaces"].items()})
+        return spaces.Dict([(key, space_from_dict(part)) for key, part in plain["spaces"].items()])
     if kind == "Discrete":
         return spaces.Discrete(plain["n"], start=plain["start"])
     if kind == "MultiBinary":

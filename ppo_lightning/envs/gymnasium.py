@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Optional
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from ppo_lightning.core.errors import ConfigurationError, close_names
 from ppo_lightning.core.spaces import check_spaces
@@ -73,8 +74,11 @@ class GymnasiumEnv(EnvFactory):
         return adapter
 
     def _find_spec(self) -> Any:
+        module, _, name = self.id.rpartition(":")
         try:
-            return gymnasium.spec(self.id)
+            if module:
+                importlib.import_module(module)
+            return gymnasium.spec(name)
         except ModuleNotFoundError as error:
             raise ConfigurationError(
                 f"--data.env.id={self.id}: the module {error.name!r} cannot be imported; write module:EnvId with a "
@@ -132,7 +136,8 @@ class GymnasiumVectorEnv(VectorEnv):
 
     def reset(self) -> ArrayObservation:
         self._only_resets[:] = False
-        obs, _ = self.env.reset(seed=self.seeds)
+        one_each = isinstance(self.env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
+        obs, _ = self.env.reset(seed=self.seeds if one_each else self.seeds[0])
         return _own(obs)
 
     def step(self, actions: Array) -> StepResult:

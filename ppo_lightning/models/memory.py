@@ -40,10 +40,9 @@ def _where(rows: Tensor, new: Any, old: Any) -> Any:
 
 def _stack(outputs: list[Any]) -> Any:
     """``T`` outputs of ``N`` rows as one of ``N·T``; what all rows share (a common logstd) stays as it is."""
-    num_envs = len(outputs[0].value)
     fields = {}
     for field in dataclasses.fields(outputs[0]):
         parts = [getattr(output, field.name) for output in outputs]
-        per_row = parts[0].dim() > 0 and len(parts[0]) == num_envs and parts[0] is not parts[-1]
-        fields[field.name] = torch.stack(parts, dim=1).flatten(0, 1) if per_row or len(parts) == 1 else parts[0]
+        common = field.name == "logstd" and parts[0].dim() == 1  # (D,), where (B, D) is a row's own
+        fields[field.name] = parts[0] if common else torch.stack(parts, dim=1).flatten(0, 1)
     return type(outputs[0])(**fields)

@@ -73,14 +73,16 @@ class PPOPolicy:
 
     def reset(self, done: np.ndarray[Any, Any]) -> None:
         """Forget what came before in the rows where an episode ended; ``done`` is ``(B,)`` bool."""
+        if self._state is not None and len(self._state) != len(done):
+            self._state = None  # another number of rows: all begin anew
         if self._state is not None and done.any():
             rows = torch.from_numpy(np.flatnonzero(done)).to(next(self.model.parameters()).device)
             self._state = self._state.clone()
             self._state[rows] = self.model.initial_state(len(rows))  # type: ignore[operator]
 
     def get_params(self) -> dict[str, Any]:
-        """The network's parameters."""
-        return self.model.state_dict()
+        """A copy of the network's parameters."""
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
     def set_params(self, params: dict[str, Any]) -> None:
         """Copy parameters into the network."""

@@ -1,0 +1,12 @@
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def _same_global_seed():
+    torch.manual_seed(0)

@@ -1,0 +1,27 @@
+from types import SimpleNamespace
+
+from ppo_lightning.core.metrics import log_metrics
+
+
+class RecordingLogger:
+    def __init__(self):
+        self.calls = []
+
+    def log_metrics(self, metrics, step):
+        self.calls.append((metrics, step))
+
+
+def test_every_logger_gets_the_exact_environment_step():
+    trainer = SimpleNamespace(loggers=[RecordingLogger(), RecordingLogger()], callback_metrics={"old": 1})
+    steps = 2**24 + 1  # float32 would round it
+    log_metrics(trainer, {"rollout/return_mean": 2.5}, steps)
+    for logger in trainer.loggers:
+        assert logger.calls == [({"rollout/return_mean": 2.5}, steps)]
+        assert type(logger.calls[0][1]) is int
+
+
+def test_callbacks_can_monitor_the_metrics():
+    trainer = SimpleNamespace(loggers=[], callback_metrics={"old": 1})
+    log_metrics(trainer, {"rollout/return_mean": 2.5}, 7)
+    assert trainer.callback_metrics["rollout/return_mean"].item() == 2.5
+    assert trainer.callback_metrics["old"] == 1

@@ -1,0 +1,218 @@
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
+from stable_baselines3.common.buffers import RolloutBuffer
+
+from ppo_lightning.functional import explained_variance, generalized_advantage_estimation, normalize_advantages
+
+
+def columns(*rows):
+    return torch.tensor(rows).T.contiguous()
+
+
+def gae(rewards, values, next_values, terminated, truncated, gamma=0.5, gae_lambda=0.5):
+    return generalized_advantage_estimation(rewards, values, next_values, terminated, truncated, gamma, gae_lambda)
+
+
+def test_advantages_match_numbers_computed_by_hand():
+    # gamma = lambda = 1/2, so every number is exact; a column an environment
+    rewards = columns(*[[1.0, 2.0, 3.0, 4.0]] * 5)
+    values = columns(*[[2.0, 4.0, 6.0, 8.0]] * 5)
+    next_values = columns(
+        [4.0, 6.0, 8.0, 10.0],  # goes on
+        [4.0, 6.0, 8.0, 10.0],  # terminated inside
+        [4.0, 20.0, 8.0, 10.0],  # truncated inside, V(final observation) = 20
+        [4.0, 6.0, 8.0, 10.0],  # terminated at the rollout's end
+        [4.0, 6.0, 8.0, 30.0],  # truncated at the rollout's end, V(final observation) = 30
+    )
+    terminated, truncated = torch.zeros(2, 4, 5, dtype=torch.bool)
+    terminated[1, 1] = truncated[1, 2] = terminated[3, 3] = truncated[3, 4] = True
+    advantages, returns = gae(rewards, values, next_values, terminated, truncated)
+    expected = columns(
+        [1.328125, 1.3125, 1.25, 1.0],
+        [0.5, -2.0, 1.25, 1.0],
+        [3.0, 8.0, 1.25, 1.0],
+        [1.25, 1.0, 0.0, -4.0],
+        [1.484375, 1.9375, 3.75, 11.0],
+    )
+    assert torch.equal(advantages, expected)
+    assert torch.equal(returns, expected + values)
+
+
+def test_a_truncated_episode_is_worth_its_final_observation_and_a_terminated_one_nothing():
+    one_step = torch.tensor([[1.0, 1.0]])
+    _, returns = gae(
+        one_step,
+        torch.tensor([[3.0, 3.0]]),
+        torch.tensor([[10.0, 10.0]]),
+        terminated=torch.tensor([[True, False]]),
+        truncated=torch.tensor([[False, True]]),
+        gamma=0.9,
+        gae_lambda=0.95,
+    )
+    torch.testing.assert_close(returns, torch.tensor([[1.0, 1.0 + 0.9 * 10]]))
+
+
+def test_an_end_of_both_kinds_is_a_termination():
+    yes = torch.tensor([[True]])
+    _, returns = gae(torch.tensor([[1.0]]), torch.tensor([[3.0]]), torch.tensor([[10.0]]), yes, yes)
+    assert returns.item() == 1.0
+
+
+@st.composite
+def rollouts(draw, max_steps=9, max_envs=3):
+    shape = (draw(st.integers(1, max_steps)), draw(st.integers(1, max_envs)))
+    size = shape[0] * shape[1]
+    numbers = st.lists(st.floats(-10, 10, width=32), min_size=size, max_size=size)
+    flags = st.lists(st.booleans(), min_size=size, max_size=size)
+    rewards, values, next_values = (torch.tensor(draw(numbers), dtype=torch.float64).view(shape) for _ in range(3))
+    terminated, truncated = (torch.tensor(draw(flags)).view(shape) for _ in range(2))
+    return rewards, values, next_values, terminated, truncated
+
+
+def slow_advantage(rollout, step, env, gamma, gae_lambda):
+    """The sum of discounted temporal differences up to the episode's end, term by term."""
+    rewards, values, next_values, terminated, truncated = (x[:, env].tolist() for x in rollout)
+    total = 0.0
+    for k in range(step, len(rewards)):
+        bootstrap = 0.0 if terminated[k] else gamma * next_values[k]
+        total += (gamma * gae_lambda) ** (k - step) * (rewards[k] + bootstrap - values[k])
+        if terminated[k] or truncated[k]:
+            break
+    return total
+
+
+@given(rollouts(), st.floats(0, 1), st.floats(0, 1))
+def test_advantages_match_a_slow_sum(rollout, gamma, gae_lambda):
+    advantages, returns = gae(*rollout, gamma, gae_lambda)
+    num_steps, num_envs = advantages.shape
+    slow = [[slow_advantage(rollout, t, n, gamma, gae_lambda) for n in range(num_envs)] for t in range(num_steps)]
+    expected = torch.tensor(slow, dtype=torch.float64)
+    torch.testing.assert_close(advantages, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(returns, expected + rollout[1], rtol=1e-12, atol=1e-12)
+
+
+@given(rollouts())
+def test_lambda_zero_is_the_temporal_difference(rollout):
+    rewards, values, next_values, terminated, _ = rollout
+    advantages, _ = gae(*rollout, 0.9, 0.0)
+    expected = rewards + 0.9 * torch.where(terminated, 0.0, next_values) - values
+    torch.testing.assert_close(advantages, expected, rtol=1e-12, atol=1e-12)
+
+
+@given(rollouts())
+def test_lambda_one_returns_are_discounted_sums_of_rewards(rollout):
+    rewards, values, next_values, terminated, truncated = rollout
+    next_values[:-1] = torch.where(truncated[:-1], next_values[:-1], values[1:])  # as within an episode
+    _, returns = gae(rewards, values, next_values, terminated, truncated, 0.9, 1.0)
+    for env in range(rewards.shape[1]):
+        following = float(next_values[-1, env])
+        for step in reversed(range(len(rewards))):
+            if terminated[step, env]:
+                following = 0.0
+            elif truncated[step, env]:
+                following = float(next_values[step, env])
+            following = float(rewards[step, env]) + 0.9 * following
+            assert float(returns[step, env]) == pytest.approx(following, rel=1e-12, abs=1e-11)
+
+
+def test_advantages_match_stable_baselines3_where_episodes_only_terminate():
+    num_steps, num_envs = 50, 4
+    generator = torch.Generator().manual_seed(1)
+    rewards, values = torch.randn(2, num_steps, num_envs, generator=generator)
+    last_values = torch.randn(num_envs, generator=generator)
+    terminated = torch.rand(num_steps, num_envs, generator=generator) < 0.1
+    terminated[-1, 0] = True
+
+    buffer = RolloutBuffer(
+        num_steps, spaces.Box(-1, 1, (1,)), spaces.Discrete(2), "cpu", gae_lambda=0.95, gamma=0.99, n_envs=num_envs
+    )
+    buffer.rewards, buffer.values = rewards.numpy(), values.numpy()
+    buffer.episode_starts = np.concatenate([np.zeros((1, num_envs)), terminated[:-1].numpy()]).astype(np.float32)
+    buffer.compute_returns_and_advantage(last_values, terminated[-1].numpy())
+
+    next_values = torch.cat([values[1:], last_values[None]])
+    advantages, returns = gae(
+        rewards, values, next_values, terminated, torch.zeros_like(terminated), gamma=0.99, gae_lambda=0.95
+    )
+    torch.testing.assert_close(advantages, torch.from_numpy(buffer.advantages), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(returns, torch.from_numpy(buffer.returns), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["values", "next_values", "terminated", "truncated"])
+def test_a_shape_that_would_broadcast_is_refused_by_name(name):
+    arguments = {key: torch.zeros(4, 1) for key in ("rewards", "values", "next_values")}
+    arguments |= {key: torch.zeros(4, 1, dtype=torch.bool) for key in ("terminated", "truncated")}
+    arguments[name] = arguments[name][:, 0]
+    with pytest.raises(ValueError, match=rf"^{name} has shape \(4,\) and rewards \(4, 1\)"):
+        generalized_advantage_estimation(**arguments, gamma=0.9, gae_lambda=0.9)
+
+
+def test_normalized_advantages_match_numbers_computed_by_hand():
+    normalized = normalize_advantages(torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64))
+    std = (5 / 3) ** 0.5  # unbiased: 5 / (4 - 1)
+    expected = torch.tensor([-1.5, -0.5, 0.5, 1.5], dtype=torch.float64) / (std + 1e-8)
+    torch.testing.assert_close(normalized, expected, rtol=1e-14, atol=0)
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=40))
+def test_normalized_advantages_match_the_formula_of_stable_baselines3(numbers):
+    advantages = torch.tensor(numbers, dtype=torch.float64)
+    expected = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    torch.testing.assert_close(normalize_advantages(advantages), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("advantages", [[3.0], [3.0, 3.0, 3.0]])
+def test_advantages_without_spread_become_zero(advantages):
+    assert normalize_advantages(torch.tensor(advantages)).tolist() == [0.0] * len(advantages)
+
+
+def _normalize_on_rank(rank, parts, path, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=len(parts))
+    results.put((rank, normalize_advantages(torch.tensor(parts[rank], dtype=torch.float64)).tolist()))
+    dist.destroy_process_group()
+
+
+def test_two_ranks_normalize_by_their_common_mean_and_std(tmp_path):
+    parts = [[1.0, 2.0, 6.0], [-4.0, 0.5, 3.0, 10.0, 7.0]]
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    ranks = [
+        context.Process(target=_normalize_on_rank, args=(rank, parts, tmp_path / "store", results)) for rank in (0, 1)
+    ]
+    for process in ranks:
+        process.start()
+    by_rank = dict(results.get(timeout=60) for _ in ranks)
+    for process in ranks:
+        process.join()
+    together = normalize_advantages(torch.tensor(parts[0] + parts[1], dtype=torch.float64))
+    assert by_rank[0] + by_rank[1] == pytest.approx(together.tolist(), rel=1e-12)
+
+
+def test_explained_variance_matches_numbers_computed_by_hand():
+    returns = torch.tensor([1.0, 2.0, 3.0, 4.0])  # variance 1.25
+    assert explained_variance(returns, returns).item() == 1.0
+    assert explained_variance(torch.full((4,), 7.0), returns).item() == 0.0
+    # errors -1, 1, -1, 1 have variance 1: 1 - 1/1.25
+    assert explained_variance(torch.tensor([2.0, 1.0, 4.0, 3.0]), returns).item() == pytest.approx(0.2, abs=1e-6)
+
+
+def test_explained_variance_ignores_a_constant_offset():
+    returns = torch.tensor([1.0, 2.0, 3.0])
+    assert explained_variance(returns + 5, returns).item() == 1.0
+
+
+def test_explained_variance_of_equal_returns_is_nan():
+    assert explained_variance(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 3.0])).isnan()
+
+
+def test_explained_variance_refuses_unequal_shapes():
+    with pytest.raises(ValueError, match=r"returns has shape \(3, 1\) and values \(3,\)"):
+        explained_variance(torch.zeros(3), torch.zeros(3, 1))

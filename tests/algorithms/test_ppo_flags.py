@@ -157,14 +157,14 @@ def test_bad_numbers_are_refused_by_name(flags, words):
 
 
 def test_an_action_that_does_not_exist_cannot_be_logged():
-    with pytest.raises(ConfigurationError, match="--model.log_action_id"):
+    with pytest.raises(ConfigurationError, match=r"--model.log_action_id"):
         make_ppo(log_action_id=5).build_network(make_data().observation_space, make_data().action_space)
-    with pytest.raises(ConfigurationError, match="--model.log_action_id needs a Discrete"):
+    with pytest.raises(ConfigurationError, match=r"--model.log_action_id needs a Discrete"):
         make_ppo(log_action_id=0).build_network(spaces.Box(0, 1, (2,)), spaces.Box(0, 1, (2,)))
 
 
 def test_anneal_lr_needs_an_end():
-    with pytest.raises(ConfigurationError, match="--model.anneal_lr.*--data.total_timesteps"):
+    with pytest.raises(ConfigurationError, match=r"--model.anneal_lr.*--data.total_timesteps"):
         fit(make_ppo(anneal_lr=True), make_data(total_timesteps=None), max_epochs=1)
 
 

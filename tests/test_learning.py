@@ -1,0 +1,50 @@
+"""Agents learn: these fail if the sign of a loss flips."""
+
+import pytest
+
+from ppo_lightning import Evaluation
+from tests.runs import fit, make_data, make_ppo
+
+
+@pytest.mark.parametrize(("env", "before", "after"), [("Bandit", 0.6, 0.97), ("Target", -0.25, -0.05)])
+def test_ppo_learns(env, before, after):
+    settings = {"num_envs": 16, "num_steps": 16, "num_minibatches": 2, "update_epochs": 4}
+
+    def score(iterations, **kwargs):
+        evaluation = Evaluation(num_episodes=200, num_envs=20)
+        ppo = make_ppo(learning_rate=1e-2, ent_coef=0.0, **kwargs)
+        fit(ppo, make_data(f"tests.tasks:{env}-v0", iterations, **settings), callbacks=[evaluation])
+        return evaluation.result.return_mean
+
+    assert score(1, critic_pretrain_steps=10**6) < before
+    assert score(25) > after
+
+
+def test_the_critic_learns():
+    ppo = make_ppo(learning_rate=1e-2, gamma=0.0, gae_lambda=1.0, clip_vloss=False)
+    data = make_data("tests.tasks:Walk-v0", 40, num_envs=16, num_steps=16, update_epochs=4)
+    explained = []
+    finish = ppo._finish_iteration
+    ppo._finish_iteration = lambda: (
+        finish(),
+        explained.append(float(ppo.trainer.callback_metrics["train/explained_variance"])),
+    )
+    fit(ppo, data)
+    assert explained[0] < 0.3
+    assert explained[-1] > 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("config", "score"), [("cartpole", 475), ("acrobot", -100)])
+def test_configuration_reaches_its_score(config, score, seed, tmp_path, monkeypatch):
+    """The figures of benchmarks/RESULTS.md, at their full length."""
+    from ppo_lightning.cli import PPOLightningCLI
+
+    path = f"configs/{config}.yaml"
+    cli = PPOLightningCLI(
+        ["fit", "--config", path, f"--seed_everything={seed}", f"--trainer.default_root_dir={tmp_path}"]
+    )
+    (evaluation,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, Evaluation))
+    assert len(evaluation.result.episodes) == 100
+    assert evaluation.result.return_mean >= score

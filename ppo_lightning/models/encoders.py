@@ -110,7 +110,7 @@ class MLPEncoder(Encoder):
         self.output_dim = sizes[-1]
 
     def forward(self, obs: Observation) -> Tensor:
-        dtype = next(self.parameters()).dtype
+        dtype = self.layers[0].weight.dtype
         flat = [_flatten(x, part, dtype) for x, part in zip(self.select(obs), self.parts)]
         return self.layers(flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1))
 
@@ -119,7 +119,9 @@ def _flatten(x: Tensor, space: spaces.Space[Any], dtype: torch.dtype) -> Tensor:
     """``(B, *shape)`` to ``(B, flatdim)`` in the parameters' dtype."""
     if isinstance(space, spaces.Discrete):
         return nn.functional.one_hot(x.long() - int(space.start), int(space.n)).to(dtype)
-    flat = x.to(dtype).flatten(1) if x.dim() > 1 else x.to(dtype).unsqueeze(-1)
+    flat = x.to(dtype)
+    if x.dim() != 2:
+        flat = flat.flatten(1) if x.dim() > 1 else flat.unsqueeze(-1)
     return flat / 255 if x.dtype == torch.uint8 else flat
 
 

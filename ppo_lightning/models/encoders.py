@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -110,7 +110,7 @@ class MLPEncoder(Encoder):
         self.output_dim = sizes[-1]
 
     def forward(self, obs: Observation) -> Tensor:
-        dtype = self.layers[0].weight.dtype
+        dtype = cast(nn.Linear, self.layers[0]).weight.dtype
         flat = [_flatten(x, part, dtype) for x, part in zip(self.select(obs), self.parts)]
         return self.layers(flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1))
 

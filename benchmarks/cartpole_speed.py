@@ -19,6 +19,7 @@ import torch
 
 
 def ours(steps: int) -> float:
+    """Steps/s of this package."""
     from lightning.pytorch import Trainer, seed_everything
 
     from ppo_lightning import PPO, RolloutDataModule
@@ -43,6 +44,7 @@ def ours(steps: int) -> float:
 
 
 def stable_baselines3(steps: int) -> float:
+    """Steps/s of the peer."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
 
@@ -54,6 +56,7 @@ def stable_baselines3(steps: int) -> float:
 
 
 def main() -> None:
+    """Measure in turn and print medians and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40_000)

@@ -9,6 +9,7 @@ from typing import Any, Optional, Union
 import torch
 from gymnasium import spaces
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ppo_lightning.core.errors import ConfigurationError, check_range
@@ -205,6 +206,9 @@ class RolloutDataModule(LightningDataModule):
         """Take up the counters of a checkpoint; environments start fresh episodes from new seeds."""
         self.env_steps = state_dict["env_steps"]
         self.iteration = state_dict["iteration"]
+        assert self.trainer is not None
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return
         if self.total_timesteps is not None and self.total_timesteps - self.env_steps < self.steps_per_iteration:
             raise ConfigurationError(
                 f"--data.total_timesteps={self.total_timesteps} leaves nothing to train: the checkpoint of --ckpt_path "

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from ppo_lightning.algorithms import PPO
 from ppo_lightning.callbacks import BestCheckpoint, EnvStepProgressBar, Evaluation, RunCheckpoint
+from ppo_lightning.callbacks.checkpoint import relative_path
 from ppo_lightning.core.checkpoint import read_checkpoint
 from ppo_lightning.core.errors import ConfigurationError, TrainingError
 from ppo_lightning.core.spaces import space_to_dict
@@ -166,10 +167,12 @@ class PPOLightningCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self, default_root_dir: Any) -> Any:
-        if self._run_folder is not None and default_root_dir is None and self._run_folder.parent.name == NAME:
-            version = self._run_folder.name.removeprefix("version_")
-            number = int(version) if version.isdigit() else self._run_folder.name
-            return run_loggers(self._run_folder.parent.parent, number, self._resume_step)
+        folder = self._run_folder
+        if folder is not None and folder.parent.name == NAME:
+            root = folder.parent.parent
+            if default_root_dir is None or Path(default_root_dir).absolute() == root:
+                version = folder.name.removeprefix("version_")
+                return run_loggers(root, int(version) if version.isdigit() else folder.name, self._resume_step)
         return run_loggers(default_root_dir or Path.cwd())
 
     # -- the run
@@ -192,7 +195,7 @@ class PPOLightningCLI(LightningCLI):
         self._print_result()
         for callback in self._callbacks(BestCheckpoint):
             if callback.best_model_path:
-                path = _relative(callback.best_model_path)
+                path = relative_path(callback.best_model_path)
                 print(f"Best checkpoint (return {callback.best_model_score:.4g}): {path}")
 
     def after_validate(self) -> None:
@@ -240,11 +243,6 @@ def _config_of_run(args: list[str]) -> Path | None:
         config = Path(path).absolute().parent.parent / "config.yaml"
         return config if config.is_file() else None
     return None
-
-
-def _relative(path: str) -> str:
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
 
 
 def _fail(message: str, code: int) -> NoReturn:

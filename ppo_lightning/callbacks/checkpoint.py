@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -34,12 +35,18 @@ class RunCheckpoint(Checkpoint):
             return
         folder = checkpoint_folder(trainer)
         if self.save_freq and crossed(trainer, self.save_freq):
-            trainer.save_checkpoint(folder / f"step_{env_steps(trainer)}.ckpt", weights_only=False)
+            save_whole(trainer, folder / f"step_{env_steps(trainer)}.ckpt")
         is_fresh = any(callback.is_fresh(trainer) for callback in _evaluations(trainer))
         is_due = time.monotonic() - self._saved_at >= _SECONDS_BETWEEN_SAVES
         if is_fresh or is_due or is_last_iteration(trainer):
-            trainer.save_checkpoint(folder / "last.ckpt", weights_only=False)
+            save_whole(trainer, folder / "last.ckpt")
             self._saved_at = time.monotonic()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say how an interrupted run goes on."""
+        last = checkpoint_folder(trainer) / "last.ckpt"
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and last.is_file():
+            print(f"\nInterrupted. Continue with: ppo-lightning fit --ckpt_path {relative_path(last)}", flush=True)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -62,6 +69,20 @@ class BestCheckpoint(ModelCheckpoint):
         """Compare and save, if the score is of these parameters."""
         if any(callback.is_fresh(trainer) for callback in _evaluations(trainer)):
             super().on_train_epoch_end(trainer, pl_module)
+
+
+def save_whole(trainer: Trainer, path: Path) -> None:
+    """Save under another name first: an interrupted save leaves the file before it as it was."""
+    part = path.with_suffix(".part")
+    trainer.save_checkpoint(part, weights_only=False)
+    if trainer.is_global_zero:
+        part.replace(path)
+
+
+def relative_path(path: Union[str, Path]) -> str:
+    """From here if it lies below, else as it is."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:

@@ -32,6 +32,18 @@ PROGRAM = "ppo-lightning"
 _SMALL_NETWORK = 100_000  # parameters
 EXIT_CONFIGURATION, EXIT_TRAINING, EXIT_INTERRUPTED = 2, 1, 130
 
+_OPTIONS = (
+    "The options of a class that can be chosen: --model.help=PPO, --model.network.help=ActorCritic, "
+    "--data.env.help=ProcgenEnv."
+)
+_PARSER_TEXTS: dict[str, Any] = {
+    "prog": PROGRAM,
+    "description": "Proximal Policy Optimization for PyTorch Lightning.",
+    "fit": {"description": f"Train an agent, or continue a run with --ckpt_path. {_OPTIONS}"},
+    "validate": {"description": "Evaluate the agent of --ckpt_path and print a table."},
+    "test": {"description": "Evaluate the agent of --ckpt_path and print a table."},
+}
+
 # What Lightning says of things that are as they should be here
 _QUIET = [
     ".*does not have many workers.*",
@@ -41,6 +53,7 @@ _QUIET = [
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*dirpath has changed from.*",
     ".*srun.*command is available.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",
 ]
 
 
@@ -82,7 +95,7 @@ class PPOLightningCLI(LightningCLI):
             trainer_defaults={"max_epochs": -1, "gradient_clip_val": 0.5, "enable_model_summary": False},
             auto_configure_optimizers=False,
             parser_class=PPOArgumentParser,
-            parser_kwargs={"prog": PROGRAM},
+            parser_kwargs=_PARSER_TEXTS,
             args=None if args is None else list(args),
         )
 

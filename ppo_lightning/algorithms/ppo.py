@@ -22,7 +22,8 @@ from ppo_lightning.core.agent import ActOutput, Batch, RolloutSource
 from ppo_lightning.core.checkpoint import (
     FORMAT_KEY,
     FORMAT_VERSION,
-    describe_mismatch,
+    NetworkBuilder,
+    check_same_network,
     load_network_weights,
     read_checkpoint,
 )
@@ -45,7 +46,6 @@ from ppo_lightning.models.actor_critic import ActorCritic
 from ppo_lightning.models.memory import unroll
 from ppo_lightning.models.outputs import ModelOutput
 
-NetworkBuilder = Callable[[spaces.Space[Any], spaces.Space[Any]], nn.Module]
 OptimizerBuilder = Callable[[Iterable[nn.Parameter], float], Optimizer]
 SchedulerBuilder = Callable[[Optimizer], LRScheduler]
 PlainOrSpace = Union[dict[str, Any], spaces.Space[Any], None]
@@ -433,12 +433,7 @@ class PPO(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another network's checkpoint in a sentence."""
         self._resumed_optimizer = checkpoint.get("optimizer_class")
-        reason = describe_mismatch(self.state_dict(), checkpoint["state_dict"])
-        if reason:
-            raise ConfigurationError(
-                f"--ckpt_path: the checkpoint holds another network than --model.network builds for this environment "
-                f"({reason}); use the network and environment that the checkpoint was trained with."
-            )
+        check_same_network(self.state_dict(), checkpoint["state_dict"], "--ckpt_path")
 
     def init_from(self, path: Union[str, Path]) -> None:
         """Start from the network weights of a checkpoint; optimiser, schedules and counters begin anew."""

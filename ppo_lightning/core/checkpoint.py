@@ -84,13 +84,18 @@ def load_network_weights(network: nn.Module, checkpoint: dict[str, Any], flag: s
     weights = {
         name[len(prefix) :]: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(prefix)
     }
-    reason = describe_mismatch(network.state_dict(), weights)
+    check_same_network(network.state_dict(), weights, flag)
+    network.load_state_dict(weights)
+
+
+def check_same_network(own: dict[str, Any], loaded: dict[str, Any], flag: str) -> None:
+    """Raise :class:`ConfigurationError` unless two state dicts have the same names and shapes."""
+    reason = describe_mismatch(own, loaded)
     if reason:
         raise ConfigurationError(
             f"{flag}: the checkpoint holds another network than --model.network builds for this environment "
             f"({reason}); use the network and environment that the checkpoint was trained with."
         )
-    network.load_state_dict(weights)
 
 
 def describe_mismatch(own: dict[str, Any], loaded: dict[str, Any]) -> str:

@@ -190,13 +190,13 @@ class RolloutDataModule(LightningDataModule):
         """As it is: rollouts live on the policy's device."""
         return batch
 
-    def val_dataloader(self) -> list[None]:
+    def val_dataloader(self) -> range:
         """One empty batch for ``validate``: the ``Evaluation`` callback plays."""
-        return [None]
+        return range(1)
 
-    def test_dataloader(self) -> list[None]:
+    def test_dataloader(self) -> range:
         """As for ``validate``."""
-        return [None]
+        return range(1)
 
     def state_dict(self) -> dict[str, Any]:
         """The counters; random streams are functions of them."""

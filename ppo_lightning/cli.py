@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -22,7 +25,7 @@ from ppo_lightning.algorithms import PPO
 from ppo_lightning.callbacks import BestCheckpoint, EnvStepProgressBar, Evaluation, RunCheckpoint
 from ppo_lightning.callbacks.checkpoint import relative_path
 from ppo_lightning.core.checkpoint import read_checkpoint
-from ppo_lightning.core.errors import ConfigurationError, TrainingError
+from ppo_lightning.core.errors import ConfigurationError, TrainingError, check_range
 from ppo_lightning.core.spaces import space_to_dict
 from ppo_lightning.data import RolloutDataModule
 from ppo_lightning.loggers import NAME, run_loggers
@@ -39,9 +42,10 @@ _OPTIONS = (
 _PARSER_TEXTS: dict[str, Any] = {
     "prog": PROGRAM,
     "description": "Proximal Policy Optimization for PyTorch Lightning.",
-    "fit": {"description": f"Train an agent, or continue a run with --ckpt_path. {_OPTIONS}"},
-    "validate": {"description": "Evaluate the agent of --ckpt_path and print a table."},
-    "test": {"description": "Evaluate the agent of --ckpt_path and print a table."},
+    "allow_abbrev": False,
+    "fit": {"allow_abbrev": False, "description": f"Train an agent, or continue a run with --ckpt_path. {_OPTIONS}"},
+    "validate": {"allow_abbrev": False, "description": "Evaluate the agent of --ckpt_path and print a table."},
+    "test": {"allow_abbrev": False, "description": "Evaluate the agent of --ckpt_path and print a table."},
 }
 
 # What Lightning says of things that are as they should be here
@@ -69,9 +73,12 @@ class RunConfigCallback(SaveConfigCallback):
     """Writes ``config.yaml`` into the run's folder; a run that continues there adds ``config_<n>.yaml`` beside it."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet: a run that is refused leaves no trace in the folder of the one it would have continued."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it once, on the first rank."""
         log_dir = trainer.log_dir
-        if stage != "fit" or log_dir is None or self.already_saved or not trainer.is_global_zero:
+        if log_dir is None or self.already_saved or not trainer.is_global_zero:
             return
         folder = Path(log_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,10 +133,22 @@ class PPOLightningCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Without ``--config``, a command on a checkpoint takes the configuration that its run was started with."""
         given = list(sys.argv[1:] if args is None else args)
-        config = _config_of_run(given)
-        if config is not None:
-            given[1:1] = ["--config", str(config)]
-        self.config = parser.parse_args(given)
+        for path in _values(given, "--config", "-c"):
+            _check_config(path)
+        checkpoint = next(iter(_values(given, "--ckpt_path")), None)
+        if checkpoint is not None and not _values(given, "--config", "-c"):
+            config = _config_of_run(Path(checkpoint).absolute().parent.parent)
+            if config is not None:
+                given[1:1] = ["--config", str(config), "--init_from=null", *_root_of_run(config)]
+            elif not _values(given, "--init_from"):
+                read_checkpoint(checkpoint, "--ckpt_path")  # its own mistakes before those of missing settings
+        self.config = parser.parse_args(_name_env_class(given))
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if isinstance(seed, int) and not isinstance(seed, bool):
+            check_range("--seed_everything", seed, 0, 2**32 - 1)
+        super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let the checkpoint's hyper-parameters win over flags that were given."""
@@ -141,6 +160,7 @@ class PPOLightningCLI(LightningCLI):
         config = self.config[self.subcommand]
         self._run_folder: Path | None = None
         self._resume_step: int | None = None
+        check_range("--trainer.gradient_clip_val", config.trainer.gradient_clip_val or 0, 0)
         if config.ckpt_path and config.init_from:
             raise ConfigurationError(
                 "--ckpt_path continues a run and --init_from starts a new one: give one of the two."
@@ -155,7 +175,7 @@ class PPOLightningCLI(LightningCLI):
             checkpoint = read_checkpoint(config.ckpt_path, "--ckpt_path")
             self._resume_step = checkpoint.get("RolloutDataModule", {}).get("env_steps")
             folder = Path(config.ckpt_path).absolute().parent.parent
-            if (folder / "config.yaml").is_file():
+            if _config_of_run(folder) is not None:
                 self._run_folder = folder
 
     def instantiate_classes(self) -> None:
@@ -177,9 +197,13 @@ class PPOLightningCLI(LightningCLI):
         else:
             kwargs["logger"] = False
         config.callbacks = [*(config.callbacks or []), *callbacks]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
+            raise ConfigurationError(f"--trainer: {' '.join(str(error).split()).rstrip('.!')}.") from error
 
     def _loggers(self, default_root_dir: Any) -> Any:
+        _check_writable(Path(default_root_dir or Path.cwd()))
         folder = self._run_folder
         if folder is not None and folder.parent.name == NAME:
             root = folder.parent.parent
@@ -242,20 +266,70 @@ class PPOLightningCLI(LightningCLI):
         Console().print(table)
 
 
-def _config_of_run(args: list[str]) -> Path | None:
-    """The ``config.yaml`` beside the checkpoint of ``--ckpt_path``, where no ``--config`` is given."""
-    if any(arg in ("-c", "--config") or arg.startswith(("--config=", "-c=")) for arg in args):
-        return None
-    for position, arg in enumerate(args):
-        if arg == "--ckpt_path" and position + 1 < len(args):
-            path = args[position + 1]
-        elif arg.startswith("--ckpt_path="):
-            path = arg.partition("=")[2]
+def _values(args: Sequence[str], *flags: str) -> list[str]:
+    """What is given to a flag, as ``--flag value`` or ``--flag=value``."""
+    apart = [value for flag, value in itertools.pairwise(args) if flag in flags]
+    return [
+        *apart,
+        *(value for flag, equals, value in (arg.partition("=") for arg in args) if equals and flag in flags),
+    ]
+
+
+def _config_of_run(folder: Path) -> Path | None:
+    """The configuration that a run was started or last continued with."""
+    numbered = [path for path in folder.glob("config_*.yaml") if path.stem.removeprefix("config_").isdigit()]
+    newest = max(numbered, key=lambda path: int(path.stem.removeprefix("config_")), default=folder / "config.yaml")
+    return newest if newest.is_file() else None
+
+
+def _name_env_class(args: Sequence[str]) -> list[str]:
+    """``--data.env=CartPole-v1`` as class and id, so that ``--data.env.vectorization`` and the like apply to it."""
+    named: list[str] = []
+    for arg in itertools.chain.from_iterable(_split(args)):
+        if named and named[-1] == "--data.env" and re.fullmatch(r"[\w:./-]+-v\d+", arg):
+            named[-1:] = ["--data.env=GymnasiumEnv", f"--data.env.id={arg}"]
         else:
-            continue
-        config = Path(path).absolute().parent.parent / "config.yaml"
-        return config if config.is_file() else None
-    return None
+            named.append(arg)
+    return named
+
+
+def _split(args: Sequence[str]) -> Iterator[Sequence[str]]:
+    for arg in args:
+        yield arg.split("=", 1) if arg.startswith("--data.env=") else [arg]
+
+
+def _root_of_run(config: Path) -> list[str]:
+    """The root that a run lies under now; its ``config.yaml`` may name it from elsewhere, or from before a move."""
+    logs = config.parent.parent
+    return [f"--trainer.default_root_dir={logs.parent}"] if logs.name == NAME else []
+
+
+def _check_config(path: str) -> None:
+    """Raise for a file that holds no settings; one that is missing is the parser's to tell."""
+    if not Path(path).is_file():
+        return
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+        reason = "" if isinstance(content, dict) else f"it holds {'nothing' if content is None else repr(content)[:40]}"
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+    if reason:
+        raise ConfigurationError(
+            f"--config={path} is not a YAML file of settings ({reason}): see configs/cartpole.yaml for one that is."
+        )
+
+
+def _check_writable(root: Path) -> None:
+    """Raise unless ``lightning_logs`` can be made there."""
+    try:
+        (root / NAME).mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(root / NAME, os.W_OK | os.X_OK) else "Permission denied"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise ConfigurationError(
+            f"--trainer.default_root_dir={root} cannot be written ({reason}): name a folder that can."
+        )
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -270,8 +344,12 @@ def main(args: Optional[Sequence[str]] = None) -> None:
         warnings.filterwarnings("ignore", message)
     for handler in logging.getLogger("lightning.pytorch").handlers:
         handler.addFilter(_is_news)
+    warnings.formatwarning = lambda message, *_, **__: f"{PROGRAM}: warning: {message}\n"
     try:
         PPOLightningCLI(args)
+    except SystemExit as end:
+        interrupted = isinstance(end.__context__, KeyboardInterrupt)
+        sys.exit(EXIT_INTERRUPTED if interrupted else end.code)
     except ParserError as error:
         _fail(sentence_for(error, sys.argv[1:] if args is None else args), EXIT_CONFIGURATION)
     except MisconfigurationException as error:
@@ -294,4 +372,11 @@ def _configuration_error(error: BaseException | None) -> ConfigurationError | No
 
 def _is_news(record: logging.LogRecord) -> bool:
     text = record.getMessage()
-    return not any(words in text for words in ("litlogger", "`weights_only` was not set", "TPU available"))
+    quiet = (
+        "litlogger",
+        "`weights_only` was not set",
+        "TPU available",
+        "GPU available: False",
+        "`Trainer.fit` stopped",
+    )
+    return not any(words in text for words in quiet)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from collections.abc import Sequence
 
+import torch
 from lightning.pytorch import Trainer
 
 import ppo_lightning
@@ -30,11 +32,14 @@ def sentence_for(error: ParserError, args: Sequence[str]) -> str:
     names = [
         name for pair in re.findall(r"""['"]([\w.]+)['"]|arguments: --([\w.]+)""", reason) for name in pair if name
     ]
-    wanted = [path, *(f"{path}.{name}".lstrip(".") for name in names)]
+    wanted = [path, f"{path}.class_path", *(f"{path}.{name}".lstrip(".") for name in names)]
     given = [arg for arg in args if arg.startswith("--") and arg.partition("=")[0][2:] in wanted]
     where = f"{given[-1]}: " if given else f"--{path}: " if path else ""
+    missing = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", reason)
     unknown = [name.rpartition(".")[2] for name in names] or [arg.rpartition("=")[2] for arg in given]
-    known = _known_names()
+    known = _known_names(path)
+    if missing is not None:
+        known, unknown = dir(importlib.import_module(missing[1])), [missing[2]]
     close = next(filter(None, (close_names(name, known) for name in unknown if name not in known)), "")
     commands = [arg for arg in args[:1] if re.fullmatch(r"\w+", arg)]
     hint = "" if "choose from" in reason else close
@@ -59,6 +64,7 @@ def _own_error(chain: Sequence[BaseException]) -> BaseException | None:
 def _plain(reasons: Sequence[str]) -> str:
     reason = re.sub(r'^(Parser key "[^"]*": )+', "", reasons[-1])
     reason = re.sub(r"<class '([\w.]+)'>", r"\1", reason)
+    reason = re.sub(r"arguments are required: (fit|validate|test)\.", "arguments are required: --", reason)
     choices = [
         choice for text in reasons for part in re.findall(r"Literal\[(.*?)\]", text) for choice in part.split(", ")
     ]
@@ -79,9 +85,11 @@ def _path(reasons: Sequence[str]) -> str:
     return path
 
 
-def _known_names() -> list[str]:
+def _known_names(path: str) -> list[str]:
     """Classes that can be chosen by name, and the options of all of them."""
     classes = [part for part in vars(ppo_lightning).values() if inspect.isclass(part)]
     constructors = [vars(part).get("__init__", object.__init__) for part in [*classes, Trainer]]
     options = [name for constructor in constructors for name in inspect.signature(constructor).parameters]
-    return [*(part.__name__ for part in classes), *options]
+    module = {"optimizer": torch.optim, "scheduler": torch.optim.lr_scheduler}.get(path.rpartition(".")[2])
+    optimizers = [name for name in vars(module) if name[0].isupper()] if module is not None else []
+    return [*(part.__name__ for part in classes), *optimizers, *options]

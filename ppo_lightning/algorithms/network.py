@@ -34,7 +34,16 @@ def build_network(network: Any, observation_space: spaces.Space[Any], action_spa
         )
     if isinstance(network, Mapping):
         network = build_from_config(NetworkBuilder, network, "--model.network")
-    module = network if isinstance(network, nn.Module) else network(observation_space, action_space)
+    try:
+        module = network if isinstance(network, nn.Module) else network(observation_space, action_space)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        name, reason = getattr(network, "__name__", str(network)), " ".join(str(error).split())
+        raise ConfigurationError(
+            f"--model.network: {name} does not fit the observation space {observation_space} and the action space "
+            f"{action_space} ({type(error).__name__}: {reason}); choose another, or mend it."
+        ) from error
     _check_fit(module, observation_space, action_space)
     return module  # type: ignore[no-any-return]
 

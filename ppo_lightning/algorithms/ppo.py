@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,7 +141,8 @@ class PPO(LightningModule):
 
         self.network: nn.Module | None = None
         self.action_space: spaces.Space[Any] | None = None
-        self._network_builder = network
+        # as a plain attribute a module would be registered, and saved, a second time
+        self._network_builder: Any = (lambda *spaces: network) if isinstance(network, nn.Module) else network
         self._optimizer_builder = _builder(optimizer, OptimizerBuilder, "--model.optimizer") or default_optimizer
         self._scheduler_builder = _builder(scheduler, SchedulerBuilder, "--model.scheduler")
         self._optimizer_settings: list[dict[str, Any]] = []
@@ -331,7 +333,23 @@ class PPO(LightningModule):
         for optimizer in self.trainer.optimizers:
             for group, settings in zip(optimizer.param_groups, self._optimizer_settings):
                 group.update(settings)
+            self._replay_schedule(optimizer)
         self._iteration_start = time.perf_counter()
+
+    def _replay_schedule(self, optimizer: Optimizer) -> None:
+        """After a resume, a fresh scheduler of this run's settings in the place that the restored one had reached."""
+        for config in self.trainer.lr_scheduler_configs if self._scheduler_builder is not None else []:
+            steps = int(config.scheduler.state_dict().get("last_epoch", 0))
+            if not self._source.iteration:
+                continue
+            for group in optimizer.param_groups:
+                group.pop("initial_lr", None)
+                group["lr"] = self.learning_rate
+            config.scheduler = self._build_scheduler(optimizer)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*lr_scheduler.step.*before.*optimizer.step.*")
+                for _ in range(steps):
+                    config.scheduler.step()  # type: ignore[call-arg]
 
     def on_train_epoch_start(self) -> None:
         """Set this iteration's learning rate."""
@@ -382,7 +400,10 @@ class PPO(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser at ``learning_rate``, and the scheduler if there is one."""
-        optimizer = self._optimizer_builder(self.parameters(), self.learning_rate)
+        try:
+            optimizer = self._optimizer_builder(self.parameters(), self.learning_rate)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"--model.optimizer cannot be built ({error}): change its settings.") from error
         name = type(optimizer).__name__
         if self._resumed_optimizer not in (None, name):
             raise ConfigurationError(
@@ -395,13 +416,20 @@ class PPO(LightningModule):
         ]
         if self._scheduler_builder is None:
             return optimizer
-        scheduler = self._scheduler_builder(optimizer)
+        scheduler = self._build_scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def _build_scheduler(self, optimizer: Optimizer) -> LRScheduler:
+        try:
+            scheduler: LRScheduler = self._scheduler_builder(optimizer)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"--model.scheduler cannot be built ({error}): change its settings.") from error
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ConfigurationError(
                 "--model.scheduler=ReduceLROnPlateau needs a metric at each step, which the end of an iteration does "
                 "not always have: choose another scheduler, or --model.anneal_lr=true."
             )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        return scheduler
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         """Nothing: Lightning leaves schedulers out after an early stop, so ``on_train_epoch_end`` steps them."""

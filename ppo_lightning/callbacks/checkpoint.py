@@ -65,6 +65,15 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
         )
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score, also where the run's folder was moved or is named from another place."""
+        best = Path(self.dirpath or "") / Path(state_dict["best_model_path"]).name
+        if best.is_file():
+            paths = {name: str(best) for name in ("best_model_path", "kth_best_model_path") if state_dict[name]}
+            models = {str(best): score for score in state_dict["best_k_models"].values()}
+            state_dict = {**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath}
+        super().load_state_dict(state_dict)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare and save, if the score is of these parameters."""
         if any(callback.is_fresh(trainer) for callback in _evaluations(trainer)):

@@ -51,8 +51,15 @@ class EnvStepProgressBar(ProgressBar):
             self._bar.set_postfix_str(f"return {np.mean(datamodule.recent_returns):.4g}", refresh=False)
         self._bar.update(env_steps(trainer) - self._bar.n)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the line before anything is said of the exception."""
+        self._close()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Close the line, also after an exception."""
+        """Close the line."""
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None

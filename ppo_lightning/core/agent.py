@@ -61,6 +61,8 @@ class RolloutSource(Protocol):
 
     env_steps: int
     """Environment steps so far, over all ranks."""
+    iteration: int
+    """Rollouts so far."""
     total_timesteps: int | None
     """Environment steps after which training ends."""
 

@@ -70,6 +70,7 @@ class RolloutDataModule(LightningDataModule):
         self.env_steps = 0
         self.iteration = 0
         self._seed = seed
+        self._max_epochs: int | None = None  # as the user set it
         self._collector: Collector | None = None
         self._check_total(world_size=1)
 
@@ -127,6 +128,7 @@ class RolloutDataModule(LightningDataModule):
         if stage == "fit":
             assert self.trainer is not None
             self._check_total(self.world_size)
+            self._max_epochs = self.trainer.max_epochs
             self._limit_trainer()
             self._limit_val_batches = self.trainer.limit_val_batches
             self.trainer.limit_val_batches = 0  # the Evaluation callback keeps its own times
@@ -142,21 +144,30 @@ class RolloutDataModule(LightningDataModule):
             )
 
     def _limit_trainer(self) -> None:
-        if self.total_timesteps is None:
-            return
         assert self.trainer is not None
+        if self.total_timesteps is None:
+            if self._max_epochs in (None, -1) and self.trainer.max_steps == -1:
+                rank_zero_warn(
+                    "--data.total_timesteps=null and --trainer.max_epochs=-1: training goes on until stopped."
+                )
+            return
         loop, rollout = self.trainer.fit_loop, self.steps_per_iteration
         epochs = self.iteration + (self.total_timesteps - self.env_steps) // rollout
         steps_an_epoch = -(-self.update_epochs * self.num_minibatches // self.trainer.accumulate_grad_batches)
-        limits = {"max_epochs": (self.trainer.max_epochs, 1), "max_steps": (self.trainer.max_steps, steps_an_epoch)}
+        limits: dict[str, tuple[Any, int]] = {
+            "max_epochs": (self._max_epochs, 1),
+            "max_steps": (self.trainer.max_steps, steps_an_epoch),
+        }
         for name, (limit, per_epoch) in limits.items():
-            if limit is not None and limit != -1 and limit < epochs * per_epoch:
+            if limit in (None, -1) or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                continue
+            if limit < epochs * per_epoch:
                 rank_zero_warn(
                     f"--trainer.{name}={limit} ends training after about {limit * rollout // per_epoch} environment "
                     f"steps, before --data.total_timesteps={self.total_timesteps}: set it to -1 to train to the end."
                 )
-        if self.trainer.max_epochs in (None, -1) or self.trainer.max_epochs > epochs:
-            loop.max_epochs = epochs
+        own = self._max_epochs
+        loop.max_epochs = epochs if own in (None, -1) else min(own, epochs)
 
     # -- Lightning's hooks
 

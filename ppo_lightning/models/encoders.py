@@ -51,13 +51,15 @@ class Encoder(nn.Module):
             for key in self.in_keys:
                 if key not in observation_space.spaces:
                     raise ConfigurationError(
-                        f"in_keys: the observation has no key {key!r}, only {list(observation_space)}."
+                        f"--model.network.encoder.in_keys: the observation has no key {key!r}, only "
+                        f"{list(observation_space)}."
                         f"{close_names(key, observation_space)}"
                     )
             self.parts = [observation_space[key] for key in self.in_keys]
         elif in_keys is not None:
             raise ConfigurationError(
-                f"in_keys={list(in_keys)} needs a Dict observation, not {observation_space}: leave it out."
+                f"--model.network.encoder.in_keys={list(in_keys)} needs a Dict observation, not "
+                f"{observation_space}: leave it out."
             )
         else:
             self.parts = [observation_space]
@@ -91,11 +93,13 @@ class MLPEncoder(Encoder):
         super().__init__(observation_space, in_keys)
         if activation not in ACTIVATIONS:
             raise ConfigurationError(
-                f"activation={activation!r} is not known: choose from {sorted(ACTIVATIONS)}."
+                f"--model.network.encoder.activation={activation} is not known: choose from {sorted(ACTIVATIONS)}."
                 f"{close_names(activation, ACTIVATIONS)}"
             )
         if not hidden_sizes or min(hidden_sizes) < 1:
-            raise ConfigurationError(f"hidden_sizes={list(hidden_sizes)} must be one or more widths of at least 1.")
+            raise ConfigurationError(
+                f"--model.network.encoder.hidden_sizes={list(hidden_sizes)} must be one or more widths of at least 1."
+            )
         for part in self.parts:
             if is_image(part):
                 raise ConfigurationError(

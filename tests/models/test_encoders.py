@@ -129,7 +129,7 @@ def test_impala_equals_a_plain_implementation():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: MLPEncoder(VECTOR, activation="Relu"), r"activation='Relu' is not known.*Did you mean ReLU"),
+        (lambda: MLPEncoder(VECTOR, activation="Relu"), r"activation=Relu is not known.*Did you mean ReLU"),
         (lambda: MLPEncoder(VECTOR, hidden_sizes=[]), "hidden_sizes="),
         (lambda: MLPEncoder(VECTOR, hidden_sizes=[4, 0]), "hidden_sizes="),
         (lambda: MLPEncoder(HWC), "NatureCNN or ImpalaCNN"),

@@ -1,0 +1,103 @@
+"""TensorBoard and CSV: one folder, one exact x axis, continued by a resumed run."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ppo_lightning import run_loggers
+from ppo_lightning.core.metrics import log_metrics
+from tests.runs import make_trainer
+from tests.test_cli import METRICS, RESUME, RUN, WALK, _own_folder, rows, run  # noqa: F401
+
+
+def csv_rows(folder):
+    with (Path(folder) / "metrics.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def scalars(folder):
+    """``{name: [(step, value), …]}`` of the TensorBoard files."""
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return {
+        name: [(event.step, event.value) for event in accumulator.Scalars(name)]
+        for name in accumulator.Tags()["scalars"]
+    }
+
+
+def finish(loggers):
+    for logger in loggers:
+        logger.finalize("success")
+
+
+def test_both_share_one_folder_and_take_the_next_free_one():
+    Path("lightning_logs/version_9").mkdir(parents=True)
+    Path("lightning_logs/version_old").mkdir()
+    Path("lightning_logs/version_10").mkdir()
+    tensorboard, csv_logger = run_loggers(".")
+    assert Path(tensorboard.log_dir) == Path(csv_logger.log_dir) == Path("lightning_logs/version_11")
+
+
+@pytest.mark.parametrize("step", [2**24 + 1, 2**31 + 1, 10**10 + 1])
+def test_steps_are_exact_integers(step):
+    loggers = run_loggers(".")
+    trainer = make_trainer(logger=loggers)
+    log_metrics(trainer, {"train/loss": 0.5}, step)
+    finish(loggers)
+    assert csv_rows(RUN) == [{"step": str(step), "train/loss": "0.5"}]
+    assert scalars(RUN) == {"train/loss": [(step, 0.5)]}
+
+
+def test_a_whole_run_says_the_same_in_both():
+    run("fit", *WALK, "--evaluation.every_n_iterations=1")
+    board = scalars(RUN)
+    assert set(board) >= METRICS
+    for name in METRICS:
+        in_csv = rows(column=name)
+        assert [step for step, _ in in_csv] == [step for step, _ in board[name]] == [64, 128], name
+        assert [value for _, value in in_csv] == pytest.approx([value for _, value in board[name]]), name
+
+
+def test_a_resumed_run_appends_in_both():
+    run("fit", *WALK, "--checkpoint.save_freq=64")
+    run("fit", f"--ckpt_path={RUN}/checkpoints/step_64.ckpt", "--data.total_timesteps=192")
+    assert [step for step, _ in rows(column="train/value_loss")] == [64, 128, 192]
+    assert [step for step, _ in scalars(RUN)["train/value_loss"]] == [64, 128, 192]
+    assert scalars(RUN)["train/value_loss"][-1][1] == pytest.approx(rows(column="train/value_loss")[-1][1])
+
+
+def test_a_resumed_logger_keeps_the_rows_up_to_its_step_and_takes_new_columns():
+    first = run_loggers(".")
+    for step in (10, 20, 30):
+        first[1].log_metrics({"a": step}, step)
+    finish(first)
+    second = run_loggers(".", version=0, resume_step=20)
+    second[1].log_metrics({"a": 25, "b": 1}, 25)
+    finish(second)
+    assert csv_rows(RUN) == [
+        {"a": "10", "step": "10"},
+        {"a": "20", "step": "20"},
+        {"a": "25", "b": "1", "step": "25"},
+    ]
+
+
+def test_every_row_is_on_disk_at_once():
+    logger = run_loggers(".")[1]
+    logger.log_metrics({"a": 1.0}, 5)
+    assert csv_rows(RUN) == [{"a": "1.0", "step": "5"}]
+
+
+def test_a_run_that_ended_badly_after_its_checkpoint_loses_and_doubles_nothing():
+    run("fit", *WALK)
+    with (RUN / "metrics.csv").open("a") as file:
+        file.write(",".join("192" if name == "step" else "" for name in csv_header()) + "\n")
+    run("fit", RESUME, "--data.total_timesteps=192")
+    assert [row["step"] for row in csv_rows(RUN) if "train/value_loss" in row] == ["64", "128", "192"]
+    assert [row["step"] for row in csv_rows(RUN)].count("192") == 2  # the iteration, and the evaluation at its end
+
+
+def csv_header():
+    with (RUN / "metrics.csv").open(newline="") as file:
+        return next(csv.reader(file))

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Optional, Union, cast
+from typing import Any, Optional
 
 import torch
 from gymnasium import spaces
-from lightning.pytorch import LightningModule
-from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch import Tensor
 
-from ppo_lightning.algorithms.network import build_network
-from ppo_lightning.algorithms.update import UpdateStatistics, complete_epoch
-from ppo_lightning.core.agent import ActOutput, Batch, RolloutSource
-from ppo_lightning.core.checkpoint import (
-    FORMAT_KEY,
-    FORMAT_VERSION,
-    NetworkBuilder,
-    check_same_network,
-    load_network_weights,
-    read_checkpoint,
-)
+from ppo_lightning.algorithms.base import OnPolicyModule, OptimizerBuilder, SchedulerBuilder
+from ppo_lightning.core.agent import Batch
+from ppo_lightning.core.checkpoint import NetworkBuilder
 from ppo_lightning.core.errors import ConfigurationError, check_range
-from ppo_lightning.core.instantiate import build_from_config, describe
-from ppo_lightning.core.metrics import log_metrics
-from ppo_lightning.core.rollout import MemoryRollout, Observation, PPOBatch, PPOSequenceBatch, Rollout, State
-from ppo_lightning.core.spaces import space_from_dict, space_to_dict
+from ppo_lightning.core.rollout import MemoryRollout, PPOBatch, PPOSequenceBatch, Rollout
 from ppo_lightning.functional import (
     approx_kl_divergence,
     clip_fraction,
@@ -42,22 +22,13 @@ from ppo_lightning.functional import (
     ppo_clipped_policy_loss,
     value_loss,
 )
-from ppo_lightning.functional.distributions import at_least_float32, draw_noise
+from ppo_lightning.functional.distributions import at_least_float32
 from ppo_lightning.models.actor_critic import ActorCritic
 from ppo_lightning.models.memory import unroll
 from ppo_lightning.models.outputs import ModelOutput
 
-OptimizerBuilder = Callable[[Iterable[nn.Parameter], float], Optimizer]
-SchedulerBuilder = Callable[[Optimizer], LRScheduler]
-PlainOrSpace = Union[dict[str, Any], spaces.Space[Any], None]
 
-
-def default_optimizer(params: Iterable[nn.Parameter], learning_rate: float) -> Optimizer:
-    """Adam with eps 1e-5, as PPO implementations use it, in one fused kernel."""
-    return torch.optim.Adam(params, lr=learning_rate, eps=1e-5, fused=True)
-
-
-class PPO(LightningModule):
+class PPO(OnPolicyModule):
     """The clipped objective over rollouts of a ``RolloutDataModule``.
 
     Gradient clipping is the Trainer's: ``--trainer.gradient_clip_val`` (0.5 on the command line).
@@ -106,8 +77,6 @@ class PPO(LightningModule):
         critic_pretrain_steps: int = 0,
         log_action_id: Optional[int] = None,
     ) -> None:
-        super().__init__()
-        check_range("--model.learning_rate", learning_rate, 0, exclude_low=True)
         check_range("--model.gamma", gamma, 0, 1)
         check_range("--model.gae_lambda", gae_lambda, 0, 1)
         check_range("--model.clip_coef", clip_coef, 0, exclude_low=True)
@@ -116,18 +85,7 @@ class PPO(LightningModule):
         check_range("--model.critic_pretrain_steps", critic_pretrain_steps, 0)
         if target_kl is not None:
             check_range("--model.target_kl", target_kl, 0, exclude_low=True)
-        if anneal_lr and scheduler is not None:
-            raise ConfigurationError(
-                "--model.anneal_lr=true and --model.scheduler both set the learning rate: leave one of them out."
-            )
-        parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
-        self.save_hyperparameters(
-            logger=False, ignore=[name for name, part in parts.items() if isinstance(part, nn.Module)]
-        )
-        if "_instantiator" not in self.hparams:  # not from the command line, which stores plain configurations
-            self.hparams.update({name: describe(part) for name, part in parts.items()})
-        self.learning_rate = learning_rate
-        self.anneal_lr = anneal_lr
+        super().__init__(network, optimizer, scheduler, learning_rate, anneal_lr)
         self.gamma = gamma
         self.gae_lambda = gae_lambda
         self.clip_coef = clip_coef
@@ -138,23 +96,7 @@ class PPO(LightningModule):
         self.target_kl = target_kl
         self.critic_pretrain_steps = critic_pretrain_steps
         self.log_action_id = log_action_id
-
-        self.network: nn.Module | None = None
-        self.action_space: spaces.Space[Any] | None = None
-        # as a plain attribute a module would be registered, and saved, a second time
-        self._network_builder: Any = (lambda *spaces: network) if isinstance(network, nn.Module) else network
-        self._optimizer_builder = _builder(optimizer, OptimizerBuilder, "--model.optimizer") or default_optimizer
-        self._scheduler_builder = _builder(scheduler, SchedulerBuilder, "--model.scheduler")
-        self._optimizer_settings: list[dict[str, Any]] = []
-        self._resumed_optimizer: str | None = None
-        self._statistics = UpdateStatistics()
-        self._update_stopped = False
-        self._iteration_start = 0.0
-        self._steps_at_start = 0
-        if observation_space is not None and action_space is not None:
-            self.build_network(_space(observation_space), _space(action_space))
-
-    # -- the network
+        self.build_if_known(observation_space, action_space)
 
     def build_network(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         """Build the network for these spaces and remember them in the checkpoint."""
@@ -162,73 +104,7 @@ class PPO(LightningModule):
             if not isinstance(action_space, spaces.Discrete):
                 raise ConfigurationError("--model.log_action_id needs a Discrete action space: leave it out.")
             check_range("--model.log_action_id", self.log_action_id, 0, int(action_space.n) - 1)
-        self.network = build_network(self._network_builder, observation_space, action_space)
-        self.action_space = action_space
-        self.hparams["observation_space"] = space_to_dict(observation_space)
-        self.hparams["action_space"] = space_to_dict(action_space)
-
-    def setup(self, stage: str) -> None:
-        """Build the network from the data module's spaces where they were not given."""
-        if self.anneal_lr and stage == "fit" and self._source.total_timesteps is None:
-            raise ConfigurationError(
-                "--model.anneal_lr=true needs to know when training ends: set --data.total_timesteps."
-            )
-        if self.network is None:
-            self.build_network(self._source.observation_space, self._source.action_space)
-
-    def forward(self, obs: Any) -> Any:
-        """The network's output for observations ``(B, *shape)``."""
-        return self._net(obs)
-
-    @property
-    def _net(self) -> Any:
-        assert self.network is not None, "the network is built when the spaces are known"
-        return self.network
-
-    def _run(self, obs: Observation, state: State | None) -> tuple[ModelOutput, State | None]:
-        return (self._net(obs), None) if state is None else self._net(obs, state)
-
-    @property
-    def _source(self) -> RolloutSource:
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is None or not hasattr(datamodule, "rollout_metrics"):
-            raise ConfigurationError("PPO learns from rollouts: pass datamodule=RolloutDataModule(…) to the Trainer.")
-        return cast(RolloutSource, datamodule)
-
-    # -- what the dataset asks (core.agent.Agent)
-
-    @property
-    def update_stopped(self) -> bool:
-        """True once ``target_kl`` is exceeded, at the next border of accumulated minibatches."""
-        return self._update_stopped and self._statistics.count % self.trainer.accumulate_grad_batches == 0
-
-    @contextmanager
-    def collecting(self) -> Iterator[None]:
-        """No gradients, and the Trainer's precision: rollout and update run the same kernels."""
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            yield
-
-    def initial_state(self, num_envs: int) -> State | None:
-        """The network's memory at an episode's start; None without memory."""
-        initial = getattr(self._net, "initial_state", None)
-        return None if initial is None else cast(State, initial(num_envs))
-
-    def draw_noise(self, num_steps: int, generators: Sequence[torch.Generator]) -> Tensor:
-        """The random numbers of a rollout's actions, ``(T, N, …)``."""
-        assert self.action_space is not None
-        dtype = at_least_float32(next(self.parameters())[:0]).dtype
-        return draw_noise(self.action_space, num_steps, generators, dtype, self.device)
-
-    def act(self, obs: Observation, noise: Tensor, state: State | None) -> ActOutput:
-        """Sample actions for ``N`` environments."""
-        output, state = self._run(obs, state)
-        distribution = output.distribution
-        actions = distribution.sample(noise)
-        return ActOutput(actions, distribution.log_prob(actions), at_least_float32(output.value), state)
-
-    def value_of(self, obs: Observation, state: State | None) -> Tensor:
-        """The critic's values ``(N,)``."""
-        return at_least_float32(self._run(obs, state)[0].value)
+        super().build_network(observation_space, action_space)
 
     def prepare(self, rollout: Rollout) -> Batch:
         """Advantages and returns by GAE; transitions in one row, or whole environments for a network with memory."""
@@ -263,8 +139,6 @@ class PPO(LightningModule):
         flat = PPOBatch(**fields, batch_size=valid.shape).reshape(-1)
         return flat if bool(valid.all()) else flat[valid.reshape(-1)]
 
-    # -- one minibatch
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one minibatch."""
         output, batch = self._evaluate(batch)
@@ -293,8 +167,8 @@ class PPO(LightningModule):
                     "train/clip_fraction": clip_fraction(ratio, self.clip_coef),
                 },
             )
-        if self.target_kl is not None:
-            self._update_stopped |= bool(self._mean_over_ranks(kl) > self.target_kl)
+        if self.target_kl is not None and bool(self._mean_over_ranks(kl) > self.target_kl):
+            self.stop_update()
         return loss
 
     def _evaluate(self, batch: Batch) -> tuple[ModelOutput, PPOBatch]:
@@ -315,163 +189,3 @@ class PPO(LightningModule):
     def _pretrains_critic(self) -> bool:
         """Whether this iteration began within ``critic_pretrain_steps``."""
         return self._steps_at_start < self.critic_pretrain_steps
-
-    def _mean_over_ranks(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.trainer.strategy.reduce(x, reduce_op="mean"))
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Nothing: the ``Evaluation`` callback plays whole episodes."""
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Nothing: the ``Evaluation`` callback plays whole episodes."""
-
-    # -- one iteration
-
-    def on_train_start(self) -> None:
-        """After a resume, let the settings of this run win over those stored with the optimiser's state."""
-        self._steps_at_start = self._source.env_steps
-        for optimizer in self.trainer.optimizers:
-            for group, settings in zip(optimizer.param_groups, self._optimizer_settings):
-                group.update(settings)
-            self._replay_schedule(optimizer)
-        self._iteration_start = time.perf_counter()
-
-    def _replay_schedule(self, optimizer: Optimizer) -> None:
-        """After a resume, a fresh scheduler of this run's settings in the place that the restored one had reached."""
-        for config in self.trainer.lr_scheduler_configs if self._scheduler_builder is not None else []:
-            steps = int(config.scheduler.state_dict().get("last_epoch", 0))
-            if not self._source.iteration:
-                continue
-            for group in optimizer.param_groups:
-                group.pop("initial_lr", None)
-                group["lr"] = self.learning_rate
-            config.scheduler = self._build_scheduler(optimizer)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*lr_scheduler.step.*before.*optimizer.step.*")
-                for _ in range(steps):
-                    config.scheduler.step()  # type: ignore[call-arg]
-
-    def on_train_epoch_start(self) -> None:
-        """Set this iteration's learning rate."""
-        source = self._source
-        self._steps_at_start = source.env_steps
-        self._update_stopped = False
-        self._statistics.clear()
-        if self._scheduler_builder is None:
-            remaining = 1.0
-            if self.anneal_lr:
-                assert source.total_timesteps is not None
-                remaining = 1 - source.env_steps / source.total_timesteps
-            for group in self.trainer.optimizers[0].param_groups:
-                group["lr"] = self.learning_rate * remaining
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """After the last minibatch, look for a NaN and log the iteration, before any callback can save or evaluate."""
-        if self.trainer.is_last_batch or self.update_stopped:
-            self._finish_iteration()
-
-    def on_train_epoch_end(self) -> None:
-        """Step the schedules, also after an early stop (where Lightning would not)."""
-        self._finish_iteration()
-        for config in self.trainer.lr_scheduler_configs:
-            config.scheduler.step()  # type: ignore[call-arg]
-
-    def _finish_iteration(self) -> None:
-        if not self._statistics.count:
-            return
-        source = self._source
-        self._statistics.check_finite(source.env_steps)
-        now = time.perf_counter()
-        metrics = {
-            **source.rollout_metrics(),
-            **self._statistics.means(self._mean_over_ranks),
-            "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
-            "time/sps": (source.env_steps - self._steps_at_start) / (now - self._iteration_start),
-        }
-        self._iteration_start = now
-        self._statistics.clear()
-        log_metrics(self.trainer, metrics, source.env_steps)
-
-    def exclude_from_speed(self, seconds: float) -> None:
-        """Leave this time out of the running iteration's ``time/sps``: evaluation is not training."""
-        self._iteration_start += seconds
-
-    # -- Lightning's hooks
-
-    def configure_optimizers(self) -> Any:
-        """The optimiser at ``learning_rate``, and the scheduler if there is one."""
-        try:
-            optimizer = self._optimizer_builder(self.parameters(), self.learning_rate)
-        except (TypeError, ValueError) as error:
-            raise ConfigurationError(f"--model.optimizer cannot be built ({error}): change its settings.") from error
-        name = type(optimizer).__name__
-        if self._resumed_optimizer not in (None, name):
-            raise ConfigurationError(
-                f"--model.optimizer={name} cannot take up the state that --ckpt_path holds of {self._resumed_optimizer}"
-                f": use that optimizer, or start a new run from these weights with --init_from."
-            )
-        self._optimizer_settings = [
-            {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
-            for group in optimizer.param_groups
-        ]
-        if self._scheduler_builder is None:
-            return optimizer
-        scheduler = self._build_scheduler(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
-
-    def _build_scheduler(self, optimizer: Optimizer) -> LRScheduler:
-        try:
-            scheduler: LRScheduler = self._scheduler_builder(optimizer)
-        except (TypeError, ValueError) as error:
-            raise ConfigurationError(f"--model.scheduler cannot be built ({error}): change its settings.") from error
-        if isinstance(scheduler, ReduceLROnPlateau):
-            raise ConfigurationError(
-                "--model.scheduler=ReduceLROnPlateau needs a metric at each step, which the end of an iteration does "
-                "not always have: choose another scheduler, or --model.anneal_lr=true."
-            )
-        return scheduler
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
-        """Nothing: Lightning leaves schedulers out after an early stop, so ``on_train_epoch_end`` steps them."""
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """As the Trainer says. bfloat16 needs no loss scaling, so there a fused optimiser may be clipped too."""
-        plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is None and gradient_clip_val:
-            algorithm = gradient_clip_algorithm or "norm"
-            if algorithm == "norm":
-                plugin.clip_grad_by_norm(optimizer, gradient_clip_val)
-            else:
-                plugin.clip_grad_by_value(optimizer, gradient_clip_val)
-            return
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Mark the format, and store the loops as after a whole iteration, also where a KL stop cut it short."""
-        checkpoint[FORMAT_KEY] = FORMAT_VERSION
-        if self.trainer.optimizers:
-            checkpoint["optimizer_class"] = type(self.trainer.optimizers[0]).__name__
-        complete_epoch(checkpoint["loops"]["fit_loop"])
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another network's checkpoint in a sentence."""
-        self._resumed_optimizer = checkpoint.get("optimizer_class")
-        check_same_network(self.state_dict(), checkpoint["state_dict"], "--ckpt_path")
-
-    def init_from(self, path: Union[str, Path]) -> None:
-        """Start from the network weights of a checkpoint; optimiser, schedules and counters begin anew."""
-        load_network_weights(self._net, read_checkpoint(path, "--init_from"), "--init_from")
-
-
-def _builder(part: Any, part_type: Any, flag: str) -> Any:
-    """A builder as it is, or built from its plain configuration."""
-    return build_from_config(part_type, part, flag) if isinstance(part, Mapping) else part
-
-
-def _space(space: PlainOrSpace) -> spaces.Space[Any]:
-    return space if isinstance(space, spaces.Space) else space_from_dict(cast(dict[str, Any], space))

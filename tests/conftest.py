@@ -10,3 +10,8 @@ hypothesis.settings.load_profile("tests")
 @pytest.fixture(autouse=True)
 def _same_global_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)

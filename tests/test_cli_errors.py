@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.runs import fit, make_data, make_ppo, make_trainer
-from tests.test_cli import (
+from tests.commands import (
     LAST,
     RESUME,
     RUN,
     WALK,
-    _own_folder,  # noqa: F401
     command,
     load,
     logged,
@@ -21,6 +19,7 @@ from tests.test_cli import (
     run,
     sentence_of,
 )
+from tests.runs import fit, make_data, make_ppo, make_trainer
 from tests.toy import ToyEnv  # noqa: F401  (registers Toy-v0)
 
 TOY = ["--data.env.id=tests.toy:Toy-v0"]

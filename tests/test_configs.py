@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.test_cli import LAST, METRICS, REPOSITORY, _own_folder, load, rows, run  # noqa: F401
+from tests.commands import LAST, METRICS, REPOSITORY, load, rows, run
 
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if path.stem != "debug")
 NEEDS = {"lunarlander": "Box2D", "procgen_coinrun": "procgen"}

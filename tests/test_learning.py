@@ -1,5 +1,7 @@
 """Agents learn: these fail if the sign of a loss flips."""
 
+from pathlib import Path
+
 import pytest
 
 from ppo_lightning import Evaluation
@@ -41,9 +43,9 @@ def test_configuration_reaches_its_score(config, score, seed, tmp_path, monkeypa
     """The figures of benchmarks/RESULTS.md, at their full length."""
     from ppo_lightning.cli import PPOLightningCLI
 
-    path = f"configs/{config}.yaml"
+    path = Path(__file__).resolve().parents[1] / f"configs/{config}.yaml"
     cli = PPOLightningCLI(
-        ["fit", "--config", path, f"--seed_everything={seed}", f"--trainer.default_root_dir={tmp_path}"]
+        ["fit", "--config", str(path), f"--seed_everything={seed}", f"--trainer.default_root_dir={tmp_path}"]
     )
     (evaluation,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, Evaluation))
     assert len(evaluation.result.episodes) == 100

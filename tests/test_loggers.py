@@ -8,8 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ppo_lightning import run_loggers
 from ppo_lightning.core.metrics import log_metrics
+from tests.commands import METRICS, RESUME, RUN, WALK, rows, run
 from tests.runs import make_trainer
-from tests.test_cli import METRICS, RESUME, RUN, WALK, _own_folder, rows, run  # noqa: F401
 
 
 def csv_rows(folder):

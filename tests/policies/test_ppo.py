@@ -158,9 +158,11 @@ def test_a_memory_runs_on_until_its_row_is_reset(nested):
     assert remembered() == [5, 5, 5]
 
 
-def test_a_reset_before_the_first_step_or_without_memory_does_nothing():
-    PPOPolicy(Counting()).reset(np.array([True]))
-    PPOPolicy(Fixed()).reset(np.array([True]))
+def test_a_reset_before_the_first_step_or_without_memory_changes_nothing():
+    for policy in (PPOPolicy(Counting()), PPOPolicy(Fixed())):
+        before = vars(policy).copy()
+        policy.reset(np.array([True]))
+        assert vars(policy) == before
 
 
 @pytest.mark.parametrize("rows", [1, 4])

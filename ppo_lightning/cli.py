@@ -231,7 +231,7 @@ class PPOLightningCLI(LightningCLI):
         """The table, and where the best checkpoint is."""
         self._print_result()
         for callback in self._callbacks(BestCheckpoint):
-            if callback.best_model_path:
+            if callback.best_model_path and self.trainer.is_global_zero:
                 path = relative_path(callback.best_model_path)
                 print(f"Best checkpoint (return {callback.best_model_score:.4g}): {path}")
 

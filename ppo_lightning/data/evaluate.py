@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppo_lightning.core.errors import TrainingError
 from ppo_lightning.data.collect import to_device
 from ppo_lightning.data.episodes import Episode, EpisodeStatistics
 from ppo_lightning.data.seeding import Streams
@@ -19,6 +20,7 @@ from ppo_lightning.functional.distributions import draw_noise
 from ppo_lightning.policies.ppo import PPOPolicy
 
 _NOISE_STEPS = 64
+_PATIENCE = 100  # times max_num_steps
 
 
 @dataclass
@@ -63,7 +65,10 @@ def evaluate(
         streams: the random numbers of its actions.
         num_episodes: whole episodes to count.
         temperature: 0 takes the most probable actions.
-        max_num_steps: episodes that reach this length count as they are.
+        max_num_steps: episodes that reach this length count as they are, and are played on to their end.
+
+    Raises:
+        TrainingError: an environment never ends the episode that ``max_num_steps`` cut, and has more to play.
     """
     started = time.perf_counter()
     device = next(policy.model.parameters()).device
@@ -105,6 +110,18 @@ class _QuotaCounter:
             for row in np.flatnonzero(too_long).tolist():
                 self._count(row, self._statistics.running(row))
                 self._cut[row] = True
+            self._check_that_episodes_end(self._max_num_steps)
+
+    def _check_that_episodes_end(self, max_num_steps: int) -> None:
+        """A simulator starts its next episode only at the end of the one before: without an end, wait no longer."""
+        endless = self._cut & (self._open > 0) & (self._statistics.lengths >= _PATIENCE * max_num_steps)
+        if endless.any():
+            row = int(np.flatnonzero(endless)[0])
+            raise TrainingError(
+                f"Evaluation waits for environment {row} to end an episode, {int(self._statistics.lengths[row])} steps "
+                f"after its start (--evaluation.max_num_steps={max_num_steps} counted it long ago): give the "
+                "environment a time limit, or set --evaluation.num_envs to --evaluation.num_episodes."
+            )
 
     def _count(self, row: int, episode: Episode) -> None:
         if self._open[row]:

@@ -4,6 +4,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import nn
 
+from ppo_lightning.core.errors import TrainingError
 from ppo_lightning.data.episodes import Episode
 from ppo_lightning.data.evaluate import EvaluationResult, evaluate
 from ppo_lightning.data.seeding import Streams
@@ -101,6 +102,13 @@ def test_longer_episodes_count_as_they_are_at_the_limit(mode, num_envs, num_epis
 def test_the_limit_ends_evaluation_without_waiting_for_the_episode():
     assert play(1, 1, max_num_steps=1, first=2).steps == 1  # the episode would last nine steps
     assert play(1, 1, first=2).steps == 9
+
+
+def test_an_environment_without_an_end_is_reported_instead_of_waited_for():
+    env = make_toy([0], MODES[0], script=((10**9, "terminated"),))
+    with pytest.raises(TrainingError, match=r"environment 0 .*--evaluation.max_num_steps=2"):
+        evaluate(PPOPolicy(ToyNetwork()), env, Streams(1, 0, 1), 2, 0.0, max_num_steps=2)
+    env.close()
 
 
 def test_sampled_evaluation_repeats_itself():

@@ -137,7 +137,7 @@ class PPOLightningCLI(LightningCLI):
             _check_config(path)
         checkpoint = next(iter(_values(given, "--ckpt_path")), None)
         if checkpoint is not None and not _values(given, "--config", "-c"):
-            config = _config_of_run(Path(checkpoint).absolute().parent.parent)
+            config = _config_of_run(_run_folder(checkpoint))
             if config is not None:
                 given[1:1] = ["--config", str(config), "--init_from=null", *_root_of_run(config)]
             elif not _values(given, "--init_from"):
@@ -174,7 +174,7 @@ class PPOLightningCLI(LightningCLI):
         if config.ckpt_path:
             checkpoint = read_checkpoint(config.ckpt_path, "--ckpt_path")
             self._resume_step = checkpoint.get("RolloutDataModule", {}).get("env_steps")
-            folder = Path(config.ckpt_path).absolute().parent.parent
+            folder = _run_folder(config.ckpt_path)
             if _config_of_run(folder) is not None:
                 self._run_folder = folder
 
@@ -273,6 +273,11 @@ def _values(args: Sequence[str], *flags: str) -> list[str]:
         *apart,
         *(value for flag, equals, value in (arg.partition("=") for arg in args) if equals and flag in flags),
     ]
+
+
+def _run_folder(ckpt_path: str) -> Path:
+    """The folder whose ``checkpoints/`` holds the checkpoint."""
+    return Path(ckpt_path).absolute().parent.parent
 
 
 def _config_of_run(folder: Path) -> Path | None:

@@ -12,7 +12,7 @@ from ppo_lightning.algorithms.base import OnPolicyModule, OptimizerBuilder, Sche
 from ppo_lightning.core.agent import Batch
 from ppo_lightning.core.checkpoint import NetworkBuilder
 from ppo_lightning.core.errors import ConfigurationError, check_range
-from ppo_lightning.core.rollout import MemoryRollout, PPOBatch, PPOSequenceBatch, Rollout
+from ppo_lightning.core.rollout import MemoryRollout, PPOBatch, PPOSequenceBatch, Rollout, valid_rows
 from ppo_lightning.functional import (
     approx_kl_divergence,
     clip_fraction,
@@ -24,7 +24,7 @@ from ppo_lightning.functional import (
 )
 from ppo_lightning.functional.distributions import at_least_float32
 from ppo_lightning.models.actor_critic import ActorCritic
-from ppo_lightning.models.memory import unroll
+from ppo_lightning.models.memory import take_rows, unroll
 from ppo_lightning.models.outputs import ModelOutput
 
 
@@ -136,8 +136,7 @@ class PPO(OnPolicyModule):
             fields.update(valid=valid, episode_starts=rollout.episode_starts)
             by_env = {name: field.transpose(0, 1) for name, field in fields.items()}
             return PPOSequenceBatch(**by_env, initial_state=rollout.states[0], batch_size=[valid.shape[1]])
-        flat = PPOBatch(**fields, batch_size=valid.shape).reshape(-1)
-        return flat if bool(valid.all()) else flat[valid.reshape(-1)]
+        return valid_rows(PPOBatch(**fields, batch_size=valid.shape), valid)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one minibatch."""
@@ -176,14 +175,10 @@ class PPO(OnPolicyModule):
         if isinstance(batch, PPOBatch):
             return self._net(batch.obs), batch
         output = unroll(self._net, batch.obs, batch.initial_state, batch.episode_starts)
-        names = ("actions", "log_probs", "advantages", "returns", "values")
-        flat = {name: getattr(batch, name).flatten(0, 1) for name in names}
-        valid = batch.valid.flatten()
-        rows = PPOBatch(obs=flat["values"], **flat, batch_size=[len(valid)])
-        if bool(valid.all()):
-            return output, rows
-        fields = {name: field[valid] if len(field) == len(valid) else field for name, field in vars(output).items()}
-        return type(output)(**fields), rows[valid]
+        names = ("obs", "actions", "log_probs", "advantages", "returns", "values")
+        fields = {name: getattr(batch, name) for name in names}
+        rows = valid_rows(PPOBatch(**fields, batch_size=batch.valid.shape), batch.valid)
+        return (output if len(rows) == batch.valid.numel() else take_rows(output, batch.valid.flatten())), rows
 
     @property
     def _pretrains_critic(self) -> bool:

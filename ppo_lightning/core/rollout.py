@@ -85,8 +85,7 @@ class Rollout(TensorClass["shadow"]):
 
     def flatten(self) -> Rollout:
         """The valid transitions in one row, batch size ``(<= T·N,)``; time-major."""
-        flat = self.reshape(-1)
-        return flat if bool(self.valid.all()) else flat[flat.valid]
+        return valid_rows(self, self.valid)
 
 
 class MemoryRollout(Rollout):
@@ -130,6 +129,12 @@ class PPOSequenceBatch(TensorClass["shadow"]):
     valid: Tensor
     episode_starts: Tensor
     initial_state: Tensor
+
+
+def valid_rows(batch: BatchT, valid: Tensor) -> BatchT:
+    """A batch of two dimensions in one row, without what is not ``valid``; no copy where all is."""
+    flat = batch.reshape(-1)
+    return flat if bool(valid.all()) else flat[valid.reshape(-1)]
 
 
 def shuffled_minibatches(

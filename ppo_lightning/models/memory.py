@@ -43,6 +43,16 @@ def _stack(outputs: list[Any]) -> Any:
     fields = {}
     for field in dataclasses.fields(outputs[0]):
         parts = [getattr(output, field.name) for output in outputs]
-        common = field.name == "logstd" and parts[0].dim() == 1  # (D,), where (B, D) is a row's own
-        fields[field.name] = parts[0] if common else torch.stack(parts, dim=1).flatten(0, 1)
+        fields[field.name] = parts[0] if _is_common(field.name, parts[0]) else torch.stack(parts, dim=1).flatten(0, 1)
     return type(outputs[0])(**fields)
+
+
+def take_rows(output: Any, rows: Tensor) -> Any:
+    """The given rows of an output, by a ``(B,)`` mask or indices; what all rows share stays as it is."""
+    fields = {name: value if _is_common(name, value) else value[rows] for name, value in vars(output).items()}
+    return type(output)(**fields)
+
+
+def _is_common(name: str, value: Tensor) -> bool:
+    """A Gaussian's logstd ``(D,)`` belongs to all rows, where ``(B, D)`` is each row's own."""
+    return name == "logstd" and value.dim() == 1

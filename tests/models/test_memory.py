@@ -4,7 +4,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from ppo_lightning.models import GaussianModelOutput, PPOModelOutput
-from ppo_lightning.models.memory import unroll
+from ppo_lightning.models.memory import take_rows, unroll
 
 N, T, H = 3, 5, 4
 STARTS = torch.tensor(
@@ -84,6 +84,15 @@ def test_gradients_flow_back_to_the_episode_start_and_not_beyond():
     assert moved.tolist() == [[False, False, True, True, False], [False] * T, [False] * T]
     assert not state.grad.any()
     assert network.start.grad.abs().sum() > 0
+
+
+def test_taking_rows_leaves_a_common_logstd_alone():
+    rows = torch.tensor([True, False])  # as many rows as the action has dimensions
+    common = GaussianModelOutput(torch.ones(2, 2), torch.zeros(2), torch.ones(2), torch.ones(2, 3))
+    own = GaussianModelOutput(torch.ones(2, 2), torch.zeros(2, 2), torch.ones(2), torch.ones(2, 3))
+    assert take_rows(common, rows).logstd.shape == (2,)
+    assert take_rows(own, rows).logstd.shape == (1, 2)
+    assert take_rows(common, rows).mean.shape == (1, 2)
 
 
 @pytest.mark.parametrize("num_steps", [1, T])

@@ -33,6 +33,7 @@ from ppo_lightning.parser_errors import ParserError, sentence_for
 
 PROGRAM = "ppo-lightning"
 _SMALL_NETWORK = 100_000  # parameters
+_LINKED_SPACES = "observation_space", "action_space"
 EXIT_CONFIGURATION, EXIT_TRAINING, EXIT_INTERRUPTED = 2, 1, 130
 
 _OPTIONS = (
@@ -125,7 +126,7 @@ class PPOLightningCLI(LightningCLI):
             help="Start a new run from the network weights of this checkpoint (fit only).",
         )
         parser.set_defaults({"model": {"class_path": "ppo_lightning.PPO"}})
-        for name in ("observation_space", "action_space"):
+        for name in _LINKED_SPACES:
             parser.link_arguments(
                 f"data.{name}", f"model.init_args.{name}", compute_fn=space_to_dict, apply_on="instantiate"
             )
@@ -160,6 +161,9 @@ class PPOLightningCLI(LightningCLI):
         config = self.config[self.subcommand]
         self._run_folder: Path | None = None
         self._resume_step: int | None = None
+        for name in _LINKED_SPACES:
+            if config.model.init_args.get(name) is not None:
+                raise ConfigurationError(f"--model.{name} is taken from the environment of --data.env: leave it out.")
         check_range("--trainer.gradient_clip_val", config.trainer.gradient_clip_val or 0, 0)
         if config.ckpt_path and config.init_from:
             raise ConfigurationError(

@@ -101,6 +101,8 @@ def refused(*flags, name="fit"):
         (["--model.network.shard=true"], ["--model.network.shard=true", "Did you mean shared?"]),
         (["--data.num_envs=many"], ["--data.num_envs=many", "int"]),
         (["--trianer.max_epochs=3"], ["--trianer.max_epochs=3"]),
+        (["--model.observation_space={}"], ["--model.observation_space", "--data.env", "leave it out"]),
+        (["--model.action_space={}"], ["--model.action_space", "--data.env", "leave it out"]),
         # the Trainer
         (["--trainer.accelerator=gpuu"], ["--trainer", "gpuu", "cpu"]),
         (["--trainer.strategy=dpp"], ["--trainer", "dpp", "ddp"]),

@@ -221,8 +221,8 @@ class PPOLightningCLI(LightningCLI):
     def before_fit(self) -> None:
         """Small networks on the CPU run in one thread, unless ``OMP_NUM_THREADS`` says otherwise.
 
-        Two threads were no faster (6,400–6,800 steps/s against 7,100–7,300 on CartPole) and, beside other work on the
-        same cores, fifty times slower, since they wait for each other in every layer.
+        Two threads were no faster (6,400–6,800 steps/s against 7,100–7,300 on CartPole) and far slower beside other
+        work on the same cores, since they wait for each other in every layer (benchmarks/RESULTS.md).
         """
         size = sum(parameter.numel() for parameter in self.model.parameters())
         on_cpu = isinstance(self.trainer.accelerator, CPUAccelerator)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
 import os
-import re
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Optional
+from typing import Any, Optional
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -24,17 +19,16 @@ from rich.table import Table
 from ppo_lightning.algorithms import PPO
 from ppo_lightning.callbacks import BestCheckpoint, EnvStepProgressBar, Evaluation, RunCheckpoint
 from ppo_lightning.callbacks.checkpoint import relative_path
+from ppo_lightning.cli.arguments import check_config, config_of_run, name_env_class, root_of_run, run_folder, values
+from ppo_lightning.cli.parser import PROGRAM, PPOArgumentParser
 from ppo_lightning.core.checkpoint import read_checkpoint
-from ppo_lightning.core.errors import ConfigurationError, TrainingError, check_range
+from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.spaces import space_to_dict
 from ppo_lightning.data import RolloutDataModule
 from ppo_lightning.loggers import NAME, run_loggers
-from ppo_lightning.parser_errors import ParserError, sentence_for
 
-PROGRAM = "ppo-lightning"
 _SMALL_NETWORK = 100_000  # parameters
 _LINKED_SPACES = "observation_space", "action_space"
-EXIT_CONFIGURATION, EXIT_TRAINING, EXIT_INTERRUPTED = 2, 1, 130
 
 _OPTIONS = (
     "The options of a class that can be chosen: --model.help=PPO, --model.network.help=ActorCritic, "
@@ -48,26 +42,6 @@ _PARSER_TEXTS: dict[str, Any] = {
     "validate": {"allow_abbrev": False, "description": "Evaluate the agent of --ckpt_path and print a table."},
     "test": {"allow_abbrev": False, "description": "Evaluate the agent of --ckpt_path and print a table."},
 }
-
-# What Lightning says of things that are as they should be here
-_QUIET = [
-    ".*does not have many workers.*",
-    ".*smaller than the logging interval.*",
-    ".*treespec.*is deprecated.*",
-    ".*resuming from a checkpoint that ended before the epoch ended.*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*dirpath has changed from.*",
-    ".*srun.*command is available.*",
-    ".*callbacks used to create the checkpoint need to be provided.*",
-]
-
-
-class PPOArgumentParser(LightningArgumentParser):
-    """Lightning's parser, whose errors are sentences like all others, without the usage, which is pages long here."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Leave it to :func:`main` to say it."""
-        raise ParserError(message) from ex
 
 
 class RunConfigCallback(SaveConfigCallback):
@@ -134,16 +108,16 @@ class PPOLightningCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Without ``--config``, a command on a checkpoint takes the configuration that its run was started with."""
         given = list(sys.argv[1:] if args is None else args)
-        for path in _values(given, "--config", "-c"):
-            _check_config(path)
-        checkpoint = next(iter(_values(given, "--ckpt_path")), None)
-        if checkpoint is not None and not _values(given, "--config", "-c"):
-            config = _config_of_run(_run_folder(checkpoint))
+        for path in values(given, "--config", "-c"):
+            check_config(path)
+        checkpoint = next(iter(values(given, "--ckpt_path")), None)
+        if checkpoint is not None and not values(given, "--config", "-c"):
+            config = config_of_run(run_folder(checkpoint))
             if config is not None:
-                given[1:1] = ["--config", str(config), "--init_from=null", *_root_of_run(config)]
-            elif not _values(given, "--init_from"):
+                given[1:1] = ["--config", str(config), "--init_from=null", *root_of_run(config)]
+            elif not values(given, "--init_from"):
                 read_checkpoint(checkpoint, "--ckpt_path")  # its own mistakes before those of missing settings
-        self.config = parser.parse_args(_name_env_class(given))
+        self.config = parser.parse_args(name_env_class(given))
 
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")
@@ -178,8 +152,8 @@ class PPOLightningCLI(LightningCLI):
         if config.ckpt_path:
             checkpoint = read_checkpoint(config.ckpt_path, "--ckpt_path")
             self._resume_step = checkpoint.get("RolloutDataModule", {}).get("env_steps")
-            folder = _run_folder(config.ckpt_path)
-            if _config_of_run(folder) is not None:
+            folder = run_folder(config.ckpt_path)
+            if config_of_run(folder) is not None:
                 self._run_folder = folder
 
     def instantiate_classes(self) -> None:
@@ -270,64 +244,6 @@ class PPOLightningCLI(LightningCLI):
         Console().print(table)
 
 
-def _values(args: Sequence[str], *flags: str) -> list[str]:
-    """What is given to a flag, as ``--flag value`` or ``--flag=value``."""
-    apart = [value for flag, value in itertools.pairwise(args) if flag in flags]
-    return [
-        *apart,
-        *(value for flag, equals, value in (arg.partition("=") for arg in args) if equals and flag in flags),
-    ]
-
-
-def _run_folder(ckpt_path: str) -> Path:
-    """The folder whose ``checkpoints/`` holds the checkpoint."""
-    return Path(ckpt_path).absolute().parent.parent
-
-
-def _config_of_run(folder: Path) -> Path | None:
-    """The configuration that a run was started or last continued with."""
-    numbered = [path for path in folder.glob("config_*.yaml") if path.stem.removeprefix("config_").isdigit()]
-    newest = max(numbered, key=lambda path: int(path.stem.removeprefix("config_")), default=folder / "config.yaml")
-    return newest if newest.is_file() else None
-
-
-def _name_env_class(args: Sequence[str]) -> list[str]:
-    """``--data.env=CartPole-v1`` as class and id, so that ``--data.env.vectorization`` and the like apply to it."""
-    named: list[str] = []
-    for arg in itertools.chain.from_iterable(_split(args)):
-        if named and named[-1] == "--data.env" and re.fullmatch(r"[\w:./-]+-v\d+", arg):
-            named[-1:] = ["--data.env=GymnasiumEnv", f"--data.env.id={arg}"]
-        else:
-            named.append(arg)
-    return named
-
-
-def _split(args: Sequence[str]) -> Iterator[Sequence[str]]:
-    for arg in args:
-        yield arg.split("=", 1) if arg.startswith("--data.env=") else [arg]
-
-
-def _root_of_run(config: Path) -> list[str]:
-    """The root that a run lies under now; its ``config.yaml`` may name it from elsewhere, or from before a move."""
-    logs = config.parent.parent
-    return [f"--trainer.default_root_dir={logs.parent}"] if logs.name == NAME else []
-
-
-def _check_config(path: str) -> None:
-    """Raise for a file that holds no settings; one that is missing is the parser's to tell."""
-    if not Path(path).is_file():
-        return
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-        reason = "" if isinstance(content, dict) else f"it holds {'nothing' if content is None else repr(content)[:40]}"
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-    if reason:
-        raise ConfigurationError(
-            f"--config={path} is not a YAML file of settings ({reason}): see configs/cartpole.yaml for one that is."
-        )
-
-
 def _check_writable(root: Path) -> None:
     """Raise unless ``lightning_logs`` can be made there."""
     try:
@@ -339,53 +255,3 @@ def _check_writable(root: Path) -> None:
         raise ConfigurationError(
             f"--trainer.default_root_dir={root} cannot be written ({reason}): name a folder that can."
         )
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
-    sys.exit(code)
-
-
-def main(args: Optional[Sequence[str]] = None) -> None:
-    """Run the command line. Errors that a user can mend are one sentence on standard error and an exit code."""
-    sys.path.insert(0, os.getcwd())  # environments and networks of one's own, beside where the command is typed
-    for message in _QUIET:
-        warnings.filterwarnings("ignore", message)
-    for handler in logging.getLogger("lightning.pytorch").handlers:
-        handler.addFilter(_is_news)
-    warnings.formatwarning = lambda message, *_, **__: f"{PROGRAM}: warning: {message}\n"
-    try:
-        PPOLightningCLI(args)
-    except SystemExit as end:
-        interrupted = isinstance(end.__context__, KeyboardInterrupt)
-        sys.exit(EXIT_INTERRUPTED if interrupted else end.code)
-    except ParserError as error:
-        _fail(sentence_for(error, sys.argv[1:] if args is None else args), EXIT_CONFIGURATION)
-    except MisconfigurationException as error:
-        _fail(" ".join(str(error).split()), EXIT_CONFIGURATION)
-    except TrainingError as error:
-        _fail(str(error), EXIT_TRAINING)
-    except Exception as error:
-        cause = _configuration_error(error)
-        if cause is None:
-            raise
-        _fail(str(cause), EXIT_CONFIGURATION)
-
-
-def _configuration_error(error: BaseException | None) -> ConfigurationError | None:
-    """The user's mistake behind an exception: jsonargparse wraps what a constructor raises in its own."""
-    while error is not None and not isinstance(error, ConfigurationError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    quiet = (
-        "litlogger",
-        "`weights_only` was not set",
-        "TPU available",
-        "GPU available: False",
-        "`Trainer.fit` stopped",
-    )
-    return not any(words in text for words in quiet)

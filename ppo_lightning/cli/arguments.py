@@ -1,0 +1,71 @@
+"""What is looked at and rewritten in a command's arguments before they are parsed."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]
+
+from ppo_lightning.core.errors import ConfigurationError
+from ppo_lightning.loggers import NAME
+
+
+def values(args: Sequence[str], *flags: str) -> list[str]:
+    """What is given to a flag, as ``--flag value`` or ``--flag=value``."""
+    apart = [value for flag, value in itertools.pairwise(args) if flag in flags]
+    return [
+        *apart,
+        *(value for flag, equals, value in (arg.partition("=") for arg in args) if equals and flag in flags),
+    ]
+
+
+def run_folder(ckpt_path: str) -> Path:
+    """The folder whose ``checkpoints/`` holds the checkpoint."""
+    return Path(ckpt_path).absolute().parent.parent
+
+
+def config_of_run(folder: Path) -> Path | None:
+    """The configuration that a run was started or last continued with."""
+    numbered = [path for path in folder.glob("config_*.yaml") if path.stem.removeprefix("config_").isdigit()]
+    newest = max(numbered, key=lambda path: int(path.stem.removeprefix("config_")), default=folder / "config.yaml")
+    return newest if newest.is_file() else None
+
+
+def name_env_class(args: Sequence[str]) -> list[str]:
+    """``--data.env=CartPole-v1`` as class and id, so that ``--data.env.vectorization`` and the like apply to it."""
+    named: list[str] = []
+    for arg in itertools.chain.from_iterable(_split(args)):
+        if named and named[-1] == "--data.env" and re.fullmatch(r"[\w:./-]+-v\d+", arg):
+            named[-1:] = ["--data.env=GymnasiumEnv", f"--data.env.id={arg}"]
+        else:
+            named.append(arg)
+    return named
+
+
+def _split(args: Sequence[str]) -> Iterator[Sequence[str]]:
+    for arg in args:
+        yield arg.split("=", 1) if arg.startswith("--data.env=") else [arg]
+
+
+def root_of_run(config: Path) -> list[str]:
+    """The root that a run lies under now; its ``config.yaml`` may name it from elsewhere, or from before a move."""
+    logs = config.parent.parent
+    return [f"--trainer.default_root_dir={logs.parent}"] if logs.name == NAME else []
+
+
+def check_config(path: str) -> None:
+    """Raise for a file that holds no settings; one that is missing is the parser's to tell."""
+    if not Path(path).is_file():
+        return
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+        reason = "" if isinstance(content, dict) else f"it holds {'nothing' if content is None else repr(content)[:40]}"
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+    if reason:
+        raise ConfigurationError(
+            f"--config={path} is not a YAML file of settings ({reason}): see configs/cartpole.yaml for one that is."
+        )

@@ -1,0 +1,19 @@
+"""The argument parser of all commands."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from ppo_lightning.cli.parser_errors import ParserError
+
+PROGRAM = "ppo-lightning"
+
+
+class PPOArgumentParser(LightningArgumentParser):
+    """Lightning's parser, whose errors are sentences like all others, without the usage, which is pages long here."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Leave it to :func:`main` to say it."""
+        raise ParserError(message) from ex

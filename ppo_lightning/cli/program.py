@@ -1,0 +1,81 @@
+"""``ppo-lightning``: runs a command, and says what went wrong in one sentence."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn, Optional
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from ppo_lightning.cli.lightning_cli import PPOLightningCLI
+from ppo_lightning.cli.parser import PROGRAM
+from ppo_lightning.cli.parser_errors import ParserError, sentence_for
+from ppo_lightning.core.errors import ConfigurationError, TrainingError
+
+EXIT_CONFIGURATION, EXIT_TRAINING, EXIT_INTERRUPTED = 2, 1, 130
+
+# What Lightning says of things that are as they should be here
+_QUIET = [
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*treespec.*is deprecated.*",
+    ".*resuming from a checkpoint that ended before the epoch ended.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*dirpath has changed from.*",
+    ".*srun.*command is available.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",
+]
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def main(args: Optional[Sequence[str]] = None) -> None:
+    """Run the command line. Errors that a user can mend are one sentence on standard error and an exit code."""
+    sys.path.insert(0, os.getcwd())  # environments and networks of one's own, beside where the command is typed
+    for message in _QUIET:
+        warnings.filterwarnings("ignore", message)
+    for handler in logging.getLogger("lightning.pytorch").handlers:
+        handler.addFilter(_is_news)
+    warnings.formatwarning = lambda message, *_, **__: f"{PROGRAM}: warning: {message}\n"
+    try:
+        PPOLightningCLI(args)
+    except SystemExit as end:
+        interrupted = isinstance(end.__context__, KeyboardInterrupt)
+        sys.exit(EXIT_INTERRUPTED if interrupted else end.code)
+    except ParserError as error:
+        _fail(sentence_for(error, sys.argv[1:] if args is None else args), EXIT_CONFIGURATION)
+    except MisconfigurationException as error:
+        _fail(" ".join(str(error).split()), EXIT_CONFIGURATION)
+    except TrainingError as error:
+        _fail(str(error), EXIT_TRAINING)
+    except Exception as error:
+        cause = _configuration_error(error)
+        if cause is None:
+            raise
+        _fail(str(cause), EXIT_CONFIGURATION)
+
+
+def _configuration_error(error: BaseException | None) -> ConfigurationError | None:
+    """The user's mistake behind an exception: jsonargparse wraps what a constructor raises in its own."""
+    while error is not None and not isinstance(error, ConfigurationError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    quiet = (
+        "litlogger",
+        "`weights_only` was not set",
+        "TPU available",
+        "GPU available: False",
+        "`Trainer.fit` stopped",
+    )
+    return not any(words in text for words in quiet)

@@ -20,7 +20,8 @@ from ppo_lightning.algorithms import PPO
 from ppo_lightning.callbacks import BestCheckpoint, EnvStepProgressBar, Evaluation, RunCheckpoint
 from ppo_lightning.callbacks.checkpoint import relative_path
 from ppo_lightning.cli.arguments import check_config, config_of_run, name_env_class, root_of_run, run_folder, values
-from ppo_lightning.cli.parser import PROGRAM, PPOArgumentParser
+from ppo_lightning.commands import COMMANDS
+from ppo_lightning.commands.parser import PROGRAM, PPOArgumentParser
 from ppo_lightning.core.checkpoint import read_checkpoint
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.spaces import space_to_dict
@@ -36,7 +37,9 @@ _OPTIONS = (
 )
 _PARSER_TEXTS: dict[str, Any] = {
     "prog": PROGRAM,
-    "description": "Proximal Policy Optimization for PyTorch Lightning.",
+    "description": " ".join(
+        ["Proximal Policy Optimization for PyTorch Lightning.", *(f"{name}: {text}" for name, text in COMMANDS.items())]
+    ),
     "allow_abbrev": False,
     "fit": {"allow_abbrev": False, "description": f"Train an agent, or continue a run with --ckpt_path. {_OPTIONS}"},
     "validate": {"allow_abbrev": False, "description": "Evaluate the agent of --ckpt_path and print a table."},

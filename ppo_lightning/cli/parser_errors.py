@@ -11,11 +11,8 @@ import torch
 from lightning.pytorch import Trainer
 
 import ppo_lightning
+from ppo_lightning.commands.parser import ParserError
 from ppo_lightning.core.errors import ConfigurationError, close_names
-
-
-class ParserError(ConfigurationError):
-    """An argument or a configuration file that cannot be parsed."""
 
 
 def sentence_for(error: ParserError, args: Sequence[str]) -> str:

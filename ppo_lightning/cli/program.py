@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -12,8 +13,9 @@ from typing import NoReturn, Optional
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ppo_lightning.cli.lightning_cli import PPOLightningCLI
-from ppo_lightning.cli.parser import PROGRAM
-from ppo_lightning.cli.parser_errors import ParserError, sentence_for
+from ppo_lightning.cli.parser_errors import sentence_for
+from ppo_lightning.commands import COMMANDS
+from ppo_lightning.commands.parser import PROGRAM, ParserError
 from ppo_lightning.core.errors import ConfigurationError, TrainingError
 
 EXIT_CONFIGURATION, EXIT_TRAINING, EXIT_INTERRUPTED = 2, 1, 130
@@ -45,7 +47,11 @@ def main(args: Optional[Sequence[str]] = None) -> None:
         handler.addFilter(_is_news)
     warnings.formatwarning = lambda message, *_, **__: f"{PROGRAM}: warning: {message}\n"
     try:
-        PPOLightningCLI(args)
+        given = list(sys.argv[1:] if args is None else args)
+        if given and given[0] in COMMANDS:
+            importlib.import_module(f"ppo_lightning.commands.{given[0]}").main(given[1:])
+        else:
+            PPOLightningCLI(args)
     except SystemExit as end:
         interrupted = isinstance(end.__context__, KeyboardInterrupt)
         sys.exit(EXIT_INTERRUPTED if interrupted else end.code)

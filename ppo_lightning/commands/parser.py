@@ -6,14 +6,18 @@ from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from ppo_lightning.cli.parser_errors import ParserError
+from ppo_lightning.core.errors import ConfigurationError
 
 PROGRAM = "ppo-lightning"
+
+
+class ParserError(ConfigurationError):
+    """An argument or a configuration file that cannot be parsed."""
 
 
 class PPOArgumentParser(LightningArgumentParser):
     """Lightning's parser, whose errors are sentences like all others, without the usage, which is pages long here."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Leave it to :func:`main` to say it."""
+        """Leave it to the program to say it."""
         raise ParserError(message) from ex

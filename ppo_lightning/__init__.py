@@ -1,7 +1,13 @@
 """PPO for PyTorch Lightning."""
 
 from ppo_lightning.algorithms import PPO
-from ppo_lightning.callbacks import BestCheckpoint, EnvStepProgressBar, Evaluation, RunCheckpoint
+from ppo_lightning.callbacks import (
+    BestCheckpoint,
+    EnvStepProgressBar,
+    Evaluation,
+    EvaluationEarlyStopping,
+    RunCheckpoint,
+)
 from ppo_lightning.core.errors import ConfigurationError, TrainingError
 from ppo_lightning.core.rollout import PPOBatch, PPOSequenceBatch, Rollout
 from ppo_lightning.data import RolloutDataModule, RolloutDataset
@@ -18,6 +24,7 @@ __all__ = [
     "ConfigurationError",
     "EnvStepProgressBar",
     "Evaluation",
+    "EvaluationEarlyStopping",
     "GymnasiumEnv",
     "ImpalaCNN",
     "ImpalaPPOModel",

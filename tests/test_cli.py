@@ -246,8 +246,8 @@ def test_a_checkpoint_is_evaluated_as_through_the_python_interface(name):
         getattr(trainer, name)(
             PPO.load_from_checkpoint(LAST), make_data(num_steps=16, total_timesteps=128), verbose=False
         )
-    result = evaluation.result
-    assert f"{result.return_mean:.2f} ± {result.return_ci95:.2f}" in outcome.out
+    metrics = evaluation.metrics
+    assert f"{metrics['eval/return_mean']:.2f} ± {metrics['eval/return_ci95']:.2f}" in outcome.out
     assert "after 128 environment steps" in outcome.out
     assert sorted(Path().rglob("*")) == files
 
@@ -272,7 +272,7 @@ def test_trainer_validate_evaluates_a_trained_module():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.validate(ppo, data, verbose=False)
-    assert len(evaluation.result.episodes) == 3
+    assert len(evaluation.results[""].episodes) == 3
 
 
 # -- as processes

@@ -16,7 +16,7 @@ def test_ppo_learns(env, before, after):
         evaluation = Evaluation(num_episodes=200, num_envs=20)
         ppo = make_ppo(learning_rate=1e-2, ent_coef=0.0, **kwargs)
         fit(ppo, make_data(f"tests.tasks:{env}-v0", iterations, **settings), callbacks=[evaluation])
-        return evaluation.result.return_mean
+        return evaluation.metrics["eval/return_mean"]
 
     assert score(1, critic_pretrain_steps=10**6) < before
     assert score(25) > after
@@ -48,5 +48,5 @@ def test_configuration_reaches_its_score(config, score, seed, tmp_path, monkeypa
         ["fit", "--config", str(path), f"--seed_everything={seed}", f"--trainer.default_root_dir={tmp_path}"]
     )
     (evaluation,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, Evaluation))
-    assert len(evaluation.result.episodes) == 100
-    assert evaluation.result.return_mean >= score
+    assert len(evaluation.results[""].episodes) == 100
+    assert evaluation.metrics["eval/return_mean"] >= score

@@ -90,7 +90,7 @@ def test_a_minibatch_count_that_would_cut_sequences_is_refused():
 def test_memory_is_evaluated():
     evaluation = Evaluation(num_episodes=6, num_envs=4)
     fit(make_ppo(network=SmallGRU), callbacks=[evaluation])
-    assert len(evaluation.result.episodes) == 6
+    assert len(evaluation.results[""].episodes) == 6
 
 
 def test_the_value_of_a_truncated_episode_uses_its_memory():

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppo_lightning.algorithms.network import build_network
+from ppo_lightning.algorithms.step_axis import EnvStepAxis
 from ppo_lightning.algorithms.update import UpdateStatistics, complete_epoch
 from ppo_lightning.core.agent import ActOutput, RolloutSource
 from ppo_lightning.core.checkpoint import (
@@ -97,6 +98,8 @@ class OnPolicyModule(LightningModule):
         self._update_stopped = False
         self._iteration_start = 0.0
         self._steps_at_start = 0
+        self._seconds = 0.0  # of training, before this process
+        self._train_start = 0.0
 
     def build_if_known(self, observation_space: PlainOrSpace, action_space: PlainOrSpace) -> None:
         """Build the network now if the spaces are given; a subclass calls this when its numbers are set."""
@@ -118,6 +121,9 @@ class OnPolicyModule(LightningModule):
             raise ConfigurationError(
                 "--model.anneal_lr=true needs to know when training ends: set --data.total_timesteps."
             )
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, EnvStepAxis) for callback in callbacks):
+            callbacks.insert(0, EnvStepAxis())
         if self.network is None:
             self.build_network(self._source.observation_space, self._source.action_space)
 
@@ -197,7 +203,7 @@ class OnPolicyModule(LightningModule):
             for group, settings in zip(optimizer.param_groups, self._optimizer_settings):
                 group.update(settings)
             self._replay_schedule(optimizer)
-        self._iteration_start = time.perf_counter()
+        self._iteration_start = self._train_start = time.perf_counter()
 
     def _replay_schedule(self, optimizer: Optimizer) -> None:
         """After a resume, a fresh scheduler of this run's settings in the place that the restored one had reached."""
@@ -250,10 +256,16 @@ class OnPolicyModule(LightningModule):
             **self._statistics.means(self._mean_over_ranks),
             "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
             "time/sps": (source.env_steps - self._steps_at_start) / (now - self._iteration_start),
+            "time/seconds": self._seconds + now - self._train_start,
         }
         self._iteration_start = now
         self._statistics.clear()
         log_metrics(self.trainer, metrics, source.env_steps)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """What is logged every iteration, ``rollout/return_mean`` and the like once episodes have ended."""
+        return [*self._source.rollout_metric_names(), "train/learning_rate", "time/sps", "time/seconds"]
 
     def exclude_from_speed(self, seconds: float) -> None:
         """Leave this time out of the running iteration's ``time/sps``: evaluation is not training."""
@@ -319,11 +331,13 @@ class OnPolicyModule(LightningModule):
         checkpoint[FORMAT_KEY] = FORMAT_VERSION
         if self.trainer.optimizers:
             checkpoint["optimizer_class"] = type(self.trainer.optimizers[0]).__name__
+        checkpoint["train_seconds"] = self._seconds + time.perf_counter() - self._train_start
         complete_epoch(checkpoint["loops"]["fit_loop"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another network's checkpoint in a sentence."""
         self._resumed_optimizer = checkpoint.get("optimizer_class")
+        self._seconds = checkpoint.get("train_seconds", 0.0)
         check_same_network(self.state_dict(), checkpoint["state_dict"], "--ckpt_path")
 
     def init_from(self, path: Union[str, Path]) -> None:

@@ -118,12 +118,7 @@ class PPO(OnPolicyModule):
             self.gae_lambda,
         )
         valid = rollout.valid
-        self._statistics.add_rollout(
-            "train/explained_variance", explained_variance(rollout.values[valid], returns[valid])
-        )
-        if self.log_action_id is not None:
-            taken = (rollout.actions[valid] == self.log_action_id).float().mean()
-            self._statistics.add_rollout(f"rollout/action_{self.log_action_id}_fraction", taken)
+        self._add_rollout_statistics(rollout, advantages, returns)
         fields: dict[str, Any] = {
             "obs": rollout.obs,
             "actions": rollout.actions,
@@ -137,6 +132,27 @@ class PPO(OnPolicyModule):
             by_env = {name: field.transpose(0, 1) for name, field in fields.items()}
             return PPOSequenceBatch(**by_env, initial_state=rollout.states[0], batch_size=[valid.shape[1]])
         return valid_rows(PPOBatch(**fields, batch_size=valid.shape), valid)
+
+    def _add_rollout_statistics(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> None:
+        valid, add = rollout.valid, self._statistics.add_rollout
+        advantages, values = advantages[valid], rollout.values[valid]
+        add("train/explained_variance", explained_variance(values, returns[valid]))
+        add("train/advantage_mean", advantages.mean())
+        add("train/advantage_std", advantages.std(correction=0))
+        add("train/value_mean", values.mean())
+        add("train/value_std", values.std(correction=0))
+        add("rollout/action_prob_mean", rollout.log_probs[valid].exp().mean())
+        if self.log_action_id is not None:
+            taken = (rollout.actions[valid] == self.log_action_id).float().mean()
+            add(f"rollout/action_{self.log_action_id}_fraction", taken)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """What is logged every iteration."""
+        update = ["loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "first_ratio_error"]
+        batch = ["explained_variance", "advantage_mean", "advantage_std", "value_mean", "value_std"]
+        names = [*super().metric_names, *(f"train/{name}" for name in [*update, *batch]), "rollout/action_prob_mean"]
+        return names if self.log_action_id is None else [*names, f"rollout/action_{self.log_action_id}_fraction"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one minibatch."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Literal, Optional, Union
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from ppo_lightning.callbacks.evaluation import Evaluation
+from ppo_lightning.callbacks.monitor import check_monitors, is_any_evaluation_fresh
 from ppo_lightning.callbacks.schedule import crossed, env_steps, is_last_iteration
 from ppo_lightning.core.errors import check_range
 
@@ -36,7 +36,7 @@ class RunCheckpoint(Checkpoint):
         folder = checkpoint_folder(trainer)
         if self.save_freq and crossed(trainer, self.save_freq):
             save_whole(trainer, folder / f"step_{env_steps(trainer)}.ckpt")
-        is_fresh = any(callback.is_fresh(trainer) for callback in _evaluations(trainer))
+        is_fresh = is_any_evaluation_fresh(trainer)
         is_due = time.monotonic() - self._saved_at >= _SECONDS_BETWEEN_SAVES
         if is_fresh or is_due or is_last_iteration(trainer):
             save_whole(trainer, folder / "last.ckpt")
@@ -50,20 +50,37 @@ class RunCheckpoint(Checkpoint):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's ``ModelCheckpoint`` for ``best.ckpt``, acting only when an evaluation is fresh.
+    """Lightning's ``ModelCheckpoint`` for the best parameters, acting only when an evaluation is fresh.
 
     The stock one acts every epoch and would save parameters that were never evaluated under a stale score.
+
+    Args:
+        monitor: ``eval/return_mean``, ``eval/<split>/return_mean`` or another metric of an evaluation.
+        mode: whether more (``max``) or less (``min``) is better.
+        filename: without its ending; by default ``best``, ``best_<split>`` or ``best_<split>_<metric>``.
     """
 
-    def __init__(self) -> None:
+    waits_for_evaluation = True
+
+    def __init__(
+        self,
+        monitor: str = "eval/return_mean",
+        mode: Literal["min", "max"] = "max",
+        filename: Optional[str] = None,
+    ) -> None:
         super().__init__(
-            monitor="eval/return_mean",
-            mode="max",
-            filename="best",
+            monitor=monitor,
+            mode=mode,
+            filename=filename or _best_name(monitor),
             save_top_k=1,
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look at the monitor before any work."""
+        check_monitors(trainer)
+        super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score, also where the run's folder was moved or is named from another place."""
@@ -76,7 +93,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare and save, if the score is of these parameters."""
-        if any(callback.is_fresh(trainer) for callback in _evaluations(trainer)):
+        if is_any_evaluation_fresh(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
 
@@ -99,6 +116,7 @@ def checkpoint_folder(trainer: Trainer) -> Path:
     return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
 
 
-def _evaluations(trainer: Trainer) -> list[Any]:
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, Evaluation)]
+def _best_name(monitor: str) -> str:
+    """``best_val`` for ``eval/val/return_mean``."""
+    parts = monitor.removeprefix("eval/").split("/")
+    return "_".join(["best", *(part for part in parts if part != "return_mean")])

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Mapping
 from typing import Any, Optional
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ppo_lightning.callbacks.schedule import crossed, env_steps, is_last_iteration
+from ppo_lightning.callbacks.monitor import check_monitors
+from ppo_lightning.callbacks.schedule import Cadence, env_steps
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.metrics import log_metrics
-from ppo_lightning.data.evaluate import EvaluationResult, evaluate
+from ppo_lightning.data.episode_metrics import EpisodeMetrics
+from ppo_lightning.data.evaluate import EvaluationResult, episode_quotas, evaluate
+from ppo_lightning.envs.base import EnvFactory
 from ppo_lightning.policies.ppo import PPOPolicy
 
+_FLAG = "--evaluation.splits"
 _DEFAULT_ITERATIONS = 10
 
 
 class Evaluation(Callback):
-    """Plays whole episodes with the policy every so often, and once at the end; logs ``eval/…``.
+    """Plays whole episodes with the policy every so often, and once at the end; logs ``eval/…`` or ``eval/<split>/…``.
 
     Episodes come from environments and random streams of their own, the same at every evaluation: training goes on
-    exactly as it would without.
+    exactly as it would without. Ranks share the episodes out and report all of them.
 
     Args:
-        num_episodes: episodes of each evaluation.
+        num_episodes: episodes of each split and evaluation.
         every_n_iterations: evaluate after every so many iterations (10 where neither cadence is given).
         every_n_env_steps: the same in environment steps.
         temperature: 0 takes the most probable action; 1 samples as in training.
         num_envs: environments played at once, at most ``num_episodes``.
         max_num_steps: count episodes that reach this length as they are; null plays each to its end.
+        splits: names, and for each the settings in which its environment differs from ``--data.env``
+            (``{val: {start_level: 50000}}``); null evaluates on that environment itself.
     """
 
     def __init__(
@@ -38,42 +47,60 @@ class Evaluation(Callback):
         temperature: float = 0.0,
         num_envs: int = 32,
         max_num_steps: Optional[int] = None,
+        splits: Optional[dict[str, Optional[dict[str, Any]]]] = None,
     ) -> None:
         check_range("--evaluation.num_episodes", num_episodes, 1)
         check_range("--evaluation.temperature", temperature, 0)
         check_range("--evaluation.num_envs", num_envs, 1)
-        for flag, value in {
-            "every_n_iterations": every_n_iterations,
-            "every_n_env_steps": every_n_env_steps,
-            "max_num_steps": max_num_steps,
-        }.items():
-            if value is not None:
-                check_range(f"--evaluation.{flag}", value, 1)
-        if every_n_iterations is not None and every_n_env_steps is not None:
-            raise ConfigurationError(
-                f"--evaluation.every_n_iterations={every_n_iterations} and --evaluation.every_n_env_steps="
-                f"{every_n_env_steps} are two answers to one question: leave one out."
-            )
+        if max_num_steps is not None:
+            check_range("--evaluation.max_num_steps", max_num_steps, 1)
+        for name in splits or {}:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ConfigurationError(f"{_FLAG}: {name!r} is no name: use letters, digits, _, - and dots.")
+        self.cadence = Cadence("--evaluation", every_n_iterations, every_n_env_steps, _DEFAULT_ITERATIONS)
         self.num_episodes = num_episodes
-        self.every_n_iterations = every_n_iterations
-        self.every_n_env_steps = every_n_env_steps
         self.temperature = temperature
         self.num_envs = num_envs
         self.max_num_steps = max_num_steps
-        self.result: EvaluationResult | None = None
+        self.splits: Mapping[str, Mapping[str, Any]] = {
+            name: settings or {} for name, settings in (splits or {"": {}}).items()
+        }
+        self.metrics: dict[str, float] = {}
+        """Of the last evaluation, under the names that it was logged by, over all ranks."""
+        self.results: dict[str, EvaluationResult] = {}
+        """Of the last evaluation, by split (``""`` where they have no names), of this rank."""
+        self._factories: dict[str, EnvFactory] = {}
         self._evaluated_at: int | None = None
 
     def is_fresh(self, trainer: Trainer) -> bool:
-        """Whether ``result`` is of the parameters as they are now."""
+        """Whether ``metrics`` are of the parameters as they are now."""
         return self._evaluated_at == env_steps(trainer)
+
+    def metric_names(self, trainer: Trainer) -> list[str]:
+        """The names that an evaluation logs by."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        names = EpisodeMetrics.names(_action_id(trainer.lightning_module), datamodule.reports_solved)
+        return [_prefix(split) + name for split in self.splits for name in names]
+
+    # -- Lightning's hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look at the splits' environments, and at what other callbacks want to monitor, before any work."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._check_names(trainer)
+        self._factories = {
+            split: datamodule.eval_factory(settings, f"{_FLAG}.{split}") for split, settings in self.splits.items()
+        }
+        check_monitors(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate if it is time."""
-        if self._is_due(trainer):
-            result = self.run(trainer, pl_module)
+        if self.cadence.is_due(trainer):
+            started = time.perf_counter()
+            self.run(trainer, pl_module)
             exclude = getattr(pl_module, "exclude_from_speed", None)
             if exclude is not None:
-                exclude(result.seconds)
+                exclude(time.perf_counter() - started)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate for ``trainer.validate``."""
@@ -84,32 +111,70 @@ class Evaluation(Callback):
         """Evaluate for ``trainer.test``."""
         self.run(trainer, pl_module)
 
-    def _is_due(self, trainer: Trainer) -> bool:
-        if is_last_iteration(trainer):
-            return True
-        if self.every_n_env_steps is not None:
-            return crossed(trainer, self.every_n_env_steps)
-        return (trainer.current_epoch + 1) % (self.every_n_iterations or _DEFAULT_ITERATIONS) == 0
+    # -- the work
 
-    def run(self, trainer: Trainer, pl_module: Any) -> EvaluationResult:
-        """Evaluate now, and log it."""
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        env, streams = datamodule.make_eval_env(min(self.num_envs, self.num_episodes))
+    def run(self, trainer: Trainer, pl_module: Any) -> dict[str, float]:
+        """Evaluate every split now, and log it."""
+        self.metrics, self.results = {}, {}
         was_training = pl_module.training
         pl_module.eval()
         try:
+            for split, factory in self._factories.items():
+                result = self._play(trainer, pl_module, factory)
+                self.results[split] = result
+                self.metrics |= self._over_ranks(trainer, pl_module, result, _prefix(split))
+        finally:
+            pl_module.train(was_training)
+        self._evaluated_at = env_steps(trainer)
+        log_metrics(trainer, self.metrics, self._evaluated_at)
+        return self.metrics
+
+    def _play(self, trainer: Trainer, pl_module: Any, factory: EnvFactory) -> EvaluationResult:
+        """Play the episodes that fall to this rank."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        num_envs = min(self.num_envs, self.num_episodes)
+        streams = datamodule.eval_streams(num_envs)
+        if not streams.num_envs:
+            return EvaluationResult([], 0, 0.0)
+        quotas = episode_quotas(self.num_episodes, num_envs)[streams.first_env :][: streams.num_envs]
+        env = factory.make(streams.eval_env_seeds())
+        try:
             with pl_module.collecting():
-                policy = PPOPolicy(pl_module.network)
-                result = evaluate(policy, env, streams, self.num_episodes, self.temperature, self.max_num_steps)
+                return evaluate(
+                    PPOPolicy(pl_module.network),
+                    env,
+                    streams,
+                    quotas,
+                    self.temperature,
+                    self.max_num_steps,
+                    _action_id(pl_module),
+                )
         finally:
             env.close()
-            pl_module.train(was_training)
-        self.result, self._evaluated_at = result, env_steps(trainer)
-        metrics = {
-            "eval/return_mean": result.return_mean,
-            "eval/return_ci95": result.return_ci95,
-            "eval/length_mean": result.length_mean,
-            "eval/episodes": float(len(result.episodes)),
-        }
-        log_metrics(trainer, metrics, env_steps(trainer))
-        return result
+
+    def _over_ranks(self, trainer: Trainer, pl_module: Any, result: EvaluationResult, prefix: str) -> dict[str, float]:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        metrics = EpisodeMetrics(_action_id(pl_module), datamodule.reports_solved)
+        if trainer.world_size > 1:
+            metrics = metrics.to(pl_module.device)  # where its process group can reach it
+        metrics.update(result.episodes, result.action_steps)
+        return {prefix + name: float(value) for name, value in metrics.compute().items()}
+
+    def _check_names(self, trainer: Trainer) -> None:
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [callback for callback in callbacks if isinstance(callback, Evaluation) and callback is not self]
+        for split in self.splits:
+            if any(split in other.splits for other in others):
+                named = f"a split named {split!r}" if split else "no named split"
+                raise ConfigurationError(
+                    f"{_FLAG}: two Evaluation callbacks have {named}, so their metrics would be mixed up: give every "
+                    "split a name of its own."
+                )
+
+
+def _prefix(split: str) -> str:
+    return f"eval/{split}/" if split else "eval/"
+
+
+def _action_id(pl_module: Any) -> int | None:
+    return getattr(pl_module, "log_action_id", None)

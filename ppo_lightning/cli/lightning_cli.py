@@ -11,19 +11,20 @@ from typing import Any, Optional
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from rich.console import Console
-from rich.table import Table
 
 from ppo_lightning.algorithms import PPO
 from ppo_lightning.callbacks import BestCheckpoint, EnvStepProgressBar, Evaluation, RunCheckpoint
 from ppo_lightning.callbacks.checkpoint import relative_path
 from ppo_lightning.cli.arguments import check_config, config_of_run, name_env_class, root_of_run, run_folder, values
+from ppo_lightning.cli.report import console, evaluation_json, evaluation_table
 from ppo_lightning.commands import COMMANDS
 from ppo_lightning.commands.parser import PROGRAM, PPOArgumentParser
 from ppo_lightning.core.checkpoint import read_checkpoint
 from ppo_lightning.core.errors import ConfigurationError, check_range
+from ppo_lightning.core.files import make_writable_folder
 from ppo_lightning.core.spaces import space_to_dict
 from ppo_lightning.data import RolloutDataModule
 from ppo_lightning.loggers import NAME, run_loggers
@@ -102,6 +103,7 @@ class PPOLightningCLI(LightningCLI):
             default=None,
             help="Start a new run from the network weights of this checkpoint (fit only).",
         )
+        parser.add_argument("--json", action="store_true", help="Print the evaluation as JSON, and nothing else.")
         parser.set_defaults({"model": {"class_path": "ppo_lightning.PPO"}})
         for name in _LINKED_SPACES:
             parser.link_arguments(
@@ -169,29 +171,45 @@ class PPOLightningCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with this package's callbacks and, unless others are configured, its two loggers."""
         config = self.config_init[self.subcommand].trainer
-        callbacks: list[Any] = [BestCheckpoint()] if self.subcommand == "fit" else []
-        if config.enable_progress_bar is not False:
+        callbacks: list[Any] = list(config.callbacks or [])
+        has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if config.enable_progress_bar is not False and not has_bar and not self._is_json:
             callbacks.append(EnvStepProgressBar())
+        if self.subcommand == "fit":
+            callbacks += self._best_checkpoints(callbacks)
+        config.callbacks = callbacks
         if self.subcommand == "fit":
             if config.logger in (None, True):
                 kwargs["logger"] = self._loggers(config.default_root_dir)
         else:
             kwargs["logger"] = False
-        config.callbacks = [*(config.callbacks or []), *callbacks]
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
             raise ConfigurationError(f"--trainer: {' '.join(str(error).split()).rstrip('.!')}.") from error
 
+    def _best_checkpoints(self, callbacks: Sequence[Any]) -> list[BestCheckpoint]:
+        """One a split, beside those that are configured."""
+        splits = self.config[self.subcommand].evaluation.splits or [""]
+        monitors = [f"eval/{split}/return_mean" if split else "eval/return_mean" for split in splits]
+        configured = [callback.monitor for callback in callbacks if isinstance(callback, BestCheckpoint)]
+        return [BestCheckpoint(monitor) for monitor in monitors if monitor not in configured]
+
+    @property
+    def _is_json(self) -> bool:
+        return bool(self.config[self.subcommand].json)
+
     def _loggers(self, default_root_dir: Any) -> Any:
-        _check_writable(Path(default_root_dir or Path.cwd()))
+        root = Path(default_root_dir or Path.cwd())
+        make_writable_folder(root / NAME, "--trainer.default_root_dir", root)
         folder = self._run_folder
-        if folder is not None and folder.parent.name == NAME:
-            root = folder.parent.parent
-            if default_root_dir is None or Path(default_root_dir).absolute() == root:
-                version = folder.name.removeprefix("version_")
-                return run_loggers(root, int(version) if version.isdigit() else folder.name, self._resume_step)
-        return run_loggers(default_root_dir or Path.cwd())
+        if folder is None or folder.parent.name != NAME:
+            return run_loggers(root)
+        if default_root_dir is not None and root.absolute() != folder.parent.parent:
+            return run_loggers(root)
+        version = folder.name.removeprefix("version_")
+        number = int(version) if version.isdigit() else folder.name
+        return run_loggers(folder.parent.parent, number, self._resume_step)
 
     # -- the run
 
@@ -209,52 +227,38 @@ class PPOLightningCLI(LightningCLI):
     # -- the end
 
     def after_fit(self) -> None:
-        """The table, and where the best checkpoint is."""
-        self._print_result()
-        for callback in self._callbacks(BestCheckpoint):
-            if callback.best_model_path and self.trainer.is_global_zero:
-                path = relative_path(callback.best_model_path)
-                print(f"Best checkpoint (return {callback.best_model_score:.4g}): {path}")
+        """The table, and where the best checkpoints are."""
+        best = [callback for callback in self._callbacks(BestCheckpoint) if callback.best_model_path]
+        paths = {callback.monitor: relative_path(callback.best_model_path) for callback in best}
+        self._report(best_checkpoints=paths)
+        if self.trainer.is_global_zero and not self._is_json:
+            for callback in best:
+                split = callback.monitor.removeprefix("eval/").removesuffix("return_mean").rstrip("/")
+                of = " of ".join(["return", *([split] if split else [])])
+                print(f"Best checkpoint ({of} {callback.best_model_score:.4g}): {paths[callback.monitor]}")
 
     def after_validate(self) -> None:
         """The table."""
-        self._print_result()
+        self._report()
 
     def after_test(self) -> None:
         """The table."""
-        self._print_result()
+        self._report()
 
     def _callbacks(self, kind: type) -> list[Any]:
         callbacks: list[Any] = vars(self.trainer)["callbacks"]
         return [callback for callback in callbacks if isinstance(callback, kind)]
 
-    def _print_result(self) -> None:
-        result = self._callbacks(Evaluation)[0].result
-        if result is None or not self.trainer.is_global_zero:
+    def _report(self, **more: Any) -> None:
+        evaluation, steps = self._callbacks(Evaluation)[0], self.datamodule.env_steps
+        if not evaluation.metrics or not self.trainer.is_global_zero:
             return
-        table = Table(title=f"Evaluation after {self.datamodule.env_steps:,} environment steps")
-        cells = {
-            "return (mean ± 95 %)": f"{result.return_mean:.2f} ± {result.return_ci95:.2f}",
-            "episodes": str(len(result.episodes)),
-            "environment steps": f"{self.datamodule.env_steps:,}",
-        }
+        if self._is_json:
+            checkpoint = self.config[self.subcommand].ckpt_path
+            print(evaluation_json(evaluation, steps, checkpoint=checkpoint, **more))
+            return
+        title = f"Evaluation after {steps:,} environment steps"
         speed = self.trainer.callback_metrics.get("time/sps")
         if speed is not None:
-            cells["steps/s"] = f"{float(speed):,.0f}"
-        for name in cells:
-            table.add_column(name, justify="right")
-        table.add_row(*cells.values())
-        Console().print(table)
-
-
-def _check_writable(root: Path) -> None:
-    """Raise unless ``lightning_logs`` can be made there."""
-    try:
-        (root / NAME).mkdir(parents=True, exist_ok=True)
-        reason = "" if os.access(root / NAME, os.W_OK | os.X_OK) else "Permission denied"
-    except OSError as error:
-        reason = error.strerror or str(error)
-    if reason:
-        raise ConfigurationError(
-            f"--trainer.default_root_dir={root} cannot be written ({reason}): name a folder that can."
-        )
+            title += f", {float(speed):,.0f} steps/s"
+        console().print(evaluation_table(evaluation, title))

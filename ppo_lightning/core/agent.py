@@ -76,3 +76,6 @@ class RolloutSource(Protocol):
 
     def rollout_metrics(self) -> dict[str, float]:
         """What the last rollout is reported by: ``rollout/return_mean`` and the like."""
+
+    def rollout_metric_names(self) -> list[str]:
+        """The names of ``rollout_metrics``."""

@@ -36,6 +36,23 @@ def build_from_config(part_type: Any, config: Mapping[str, Any], flag: str) -> A
         ) from error
 
 
+def accept_value(value_type: Any, value: Any, flag: str) -> Any:
+    """A plain value as an argument annotated ``value_type`` would receive it from a YAML file.
+
+    Raises:
+        ConfigurationError: it is of another type; named by ``flag``.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=value_type)
+    try:
+        return parser.instantiate(parser.parse_object({"value": value})).value
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        wanted = getattr(value_type, "__name__", str(value_type).replace("typing.", ""))
+        raise ConfigurationError(f"{flag}={value!r} is not accepted: it should be {wanted}.") from error
+
+
 def describe(part: Any) -> Any:
     """The configuration of a class or a ``functools.partial`` of one; None for what cannot be named (an object)."""
     try:

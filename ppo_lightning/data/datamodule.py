@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from typing import Any, Optional, Union
 
 import torch
@@ -15,8 +16,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.data.collect import Collector
 from ppo_lightning.data.dataset import RolloutDataset
+from ppo_lightning.data.episodes import EpisodeStatistics
 from ppo_lightning.data.seeding import Streams
-from ppo_lightning.envs.base import EnvFactory, VectorEnv
+from ppo_lightning.data.trainer_settings import refuse_meaningless_settings
+from ppo_lightning.envs.base import EnvFactory
 from ppo_lightning.envs.gymnasium import GymnasiumEnv
 
 
@@ -92,10 +95,10 @@ class RolloutDataModule(LightningDataModule):
         return self._spaces[1]
 
     @functools.cached_property
-    def _spaces(self) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    def _spaces(self) -> tuple[spaces.Space[Any], spaces.Space[Any], bool]:
         probe = self.env.make([0])
         probe.close()
-        return probe.observation_space, probe.action_space
+        return probe.observation_space, probe.action_space, probe.reports_solved
 
     @property
     def world_size(self) -> int:
@@ -113,20 +116,51 @@ class RolloutDataModule(LightningDataModule):
         return list(self._collector.episodes.recent_returns) if self._collector is not None else []
 
     def rollout_metrics(self) -> dict[str, float]:
-        """``rollout/episodes``, and of the episodes that ended in the last rollout the mean return and length."""
+        """``rollout/episodes``, and of the episodes that ended in the last rollout returns and lengths."""
         return self._collector.episodes.metrics() if self._collector is not None else {}
 
-    def make_eval_env(self, num_envs: int) -> tuple[VectorEnv, Streams]:
-        """Fresh environments for evaluation, with the random streams to play them by."""
-        streams = Streams(self.seed, first_env=0, num_envs=num_envs)
-        return self.env.make(streams.eval_env_seeds()), streams
+    def rollout_metric_names(self) -> list[str]:
+        """The names that ``rollout_metrics`` gives once episodes have ended."""
+        return EpisodeStatistics.names(self.reports_solved)
+
+    def eval_factory(self, settings: Mapping[str, Any], flag: str) -> EnvFactory:
+        """The environment of a split of the evaluation: this one with some settings changed.
+
+        Raises:
+            ConfigurationError: unknown settings, or other spaces than those that are trained on; names ``flag``.
+        """
+        if not settings:
+            return self.env
+        factory = self.env.with_settings(settings, flag)
+        probe = factory.make([0])
+        probe.close()
+        for name in ("observation_space", "action_space"):
+            own, others = getattr(self, name), getattr(probe, name)
+            if own != others:
+                raise ConfigurationError(
+                    f"{flag}: its environment has the {name.replace('_', ' ')} {others}, but the policy is made for "
+                    f"{own}: a split may change what leaves both spaces as they are."
+                )
+        return factory
+
+    def eval_streams(self, num_envs: int) -> Streams:
+        """The evaluation environments, of ``num_envs`` over all ranks, that fall to this rank; there may be none."""
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        first, end = (num_envs * part // self.world_size for part in (rank, rank + 1))
+        return Streams(self.seed, first, end - first)
+
+    @property
+    def reports_solved(self) -> bool:
+        """Whether the environment tells if an episode reached its goal."""
+        return self._spaces[2]
 
     # -- the run's length
 
     def setup(self, stage: str) -> None:
         """Lower the Trainer's ``max_epochs`` to whole rollouts within ``total_timesteps``."""
+        assert self.trainer is not None
+        refuse_meaningless_settings(self.trainer, stage)
         if stage == "fit":
-            assert self.trainer is not None
             self._check_total(self.world_size)
             self._max_epochs = self.trainer.max_epochs
             self._limit_trainer()

@@ -7,18 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ppo_lightning.envs.base import StepResult
+from ppo_lightning.envs.base import Array, StepResult
 
 RECENT_EPISODES = 100
 
 
 @dataclass
 class Episode:
-    """A finished episode. ``base_return`` is the return before costs, equal to ``episode_return`` without any."""
+    """A finished episode. ``base_return`` is the return before costs, equal to ``episode_return`` without any.
+
+    ``solved`` tells whether it reached its goal; None where the simulator does not say.
+    """
 
     episode_return: float
     length: int
     base_return: float
+    solved: bool | None = None
 
 
 class EpisodeStatistics:
@@ -45,24 +49,42 @@ class EpisodeStatistics:
         if not ended.any():
             return []
         rows = np.flatnonzero(ended)
-        episodes = [self._close(int(row)) for row in rows]
+        episodes = [self._close(int(row), step.solved) for row in rows]
         self.finished += episodes
         self.recent_returns.extend(episode.episode_return for episode in episodes)
         return list(zip(rows.tolist(), episodes))
 
-    def running(self, row: int) -> Episode:
+    def running(self, row: int, solved: bool | None = None) -> Episode:
         """The episode that this environment is playing, as far as it has come."""
-        return Episode(float(self._returns[row]), int(self.lengths[row]), float(self._base_returns[row]))
+        return Episode(float(self._returns[row]), int(self.lengths[row]), float(self._base_returns[row]), solved)
 
-    def _close(self, row: int) -> Episode:
-        episode = self.running(row)
+    def drop(self, row: int) -> None:
+        """Forget the running episode of this environment."""
         self._returns[row] = self._base_returns[row] = self.lengths[row] = 0
+
+    def _close(self, row: int, solved: Array | None) -> Episode:
+        episode = self.running(row, None if solved is None else bool(solved[row]))
+        self.drop(row)
         return episode
 
+    @staticmethod
+    def names(reports_solved: bool) -> list[str]:
+        """The names that ``metrics`` gives once episodes have ended."""
+        names = ["episodes", "return_mean", "return_std", "base_return_mean", "base_return_std", "length_mean"]
+        return [f"rollout/{name}" for name in [*names, *(["solved_fraction"] if reports_solved else [])]]
+
     def metrics(self) -> dict[str, float]:
-        """Of the episodes that ended in this rollout: how many, and their mean return and length where any did."""
+        """Of the episodes that ended in this rollout: how many, and where any did their returns and lengths."""
         metrics = {"rollout/episodes": float(len(self.finished))}
         if self.finished:
-            metrics["rollout/return_mean"] = float(np.mean([episode.episode_return for episode in self.finished]))
+            returns = [episode.episode_return for episode in self.finished]
+            base_returns = [episode.base_return for episode in self.finished]
+            metrics["rollout/return_mean"] = float(np.mean(returns))
+            metrics["rollout/return_std"] = float(np.std(returns))
+            metrics["rollout/base_return_mean"] = float(np.mean(base_returns))
+            metrics["rollout/base_return_std"] = float(np.std(base_returns))
             metrics["rollout/length_mean"] = float(np.mean([episode.length for episode in self.finished]))
+        solved = [episode.solved for episode in self.finished if episode.solved is not None]
+        if solved:
+            metrics["rollout/solved_fraction"] = float(np.mean(solved))
         return metrics

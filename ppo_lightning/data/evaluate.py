@@ -1,11 +1,11 @@
-"""Counting the returns of whole episodes, without bias to short ones."""
+"""Playing whole episodes and counting them without bias to short ones."""
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,106 +15,175 @@ from ppo_lightning.core.errors import TrainingError
 from ppo_lightning.data.collect import to_device
 from ppo_lightning.data.episodes import Episode, EpisodeStatistics
 from ppo_lightning.data.seeding import Streams
-from ppo_lightning.envs.base import VectorEnv
+from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv, take_rows
 from ppo_lightning.functional.distributions import draw_noise
 from ppo_lightning.policies.ppo import PPOPolicy
 
 _NOISE_STEPS = 64
 _PATIENCE = 100  # times max_num_steps
+_FEW = 7 / 8  # of the rows that act: fewer still needed, and the others are left out
 
 
 @dataclass
 class EvaluationResult:
-    """Finished episodes, and what playing them took."""
+    """Finished episodes of one rank, and what playing them took.
+
+    Attributes:
+        episodes: the counted ones.
+        action_steps: how many of their steps took the action asked for.
+        seconds: wall-clock time.
+    """
 
     episodes: list[Episode]
-    steps: int
+    action_steps: int
     seconds: float
 
     @property
-    def return_mean(self) -> float:
-        return float(np.mean([episode.episode_return for episode in self.episodes]))
+    def steps(self) -> int:
+        """Environment steps of the counted episodes."""
+        return sum(episode.length for episode in self.episodes)
 
-    @property
-    def return_ci95(self) -> float:
-        """Half of the 95 % interval of the mean: 1.96·std/√n."""
-        returns = np.array([episode.episode_return for episode in self.episodes])
-        return float(1.96 * returns.std() / math.sqrt(len(returns)))
 
-    @property
-    def length_mean(self) -> float:
-        return float(np.mean([episode.length for episode in self.episodes]))
+def episode_quotas(num_episodes: int, num_envs: int) -> Array:
+    """How many episodes each of ``num_envs`` environments plays: ``(num_envs,)``, as equal as can be."""
+    return num_episodes // num_envs + (np.arange(num_envs) < num_episodes % num_envs)
 
 
 def evaluate(
     policy: PPOPolicy,
     env: VectorEnv,
     streams: Streams,
-    num_episodes: int,
+    quotas: Array,
     temperature: float,
     max_num_steps: int | None = None,
+    action_id: int | None = None,
+    watch: Callable[[Array], None] | None = None,
 ) -> EvaluationResult:
-    """Play ``num_episodes`` with a fresh environment.
+    """Play whole episodes with a fresh environment.
 
     Each environment has its quota of episodes, whatever they take: counting the first to finish would favour short
-    ones.
+    ones. The network sees only the environments that still have episodes to play.
 
     Args:
         policy: acts; its memory is reset between episodes.
-        env: just made; ``num_envs`` may be anything up to ``num_episodes``.
+        env: just made.
         streams: the random numbers of its actions.
-        num_episodes: whole episodes to count.
+        quotas: ``(N,)`` episodes to count of each environment.
         temperature: 0 takes the most probable actions.
-        max_num_steps: episodes that reach this length count as they are, and are played on to their end.
+        max_num_steps: episodes that reach this length count as they are.
+        action_id: a discrete action to count.
+        watch: called at the reset and after each step with the rows ``(K,)`` that show a counted episode.
 
     Raises:
-        TrainingError: an environment never ends the episode that ``max_num_steps`` cut, and has more to play.
+        TrainingError: an environment that cannot be reset alone never ends the episode that ``max_num_steps`` cut,
+            and has more to play.
     """
     started = time.perf_counter()
-    device = next(policy.model.parameters()).device
-    noise = _Noise(env, streams, device) if temperature > 0 else None
-    counter = _QuotaCounter(env.num_envs, num_episodes, max_num_steps)
-    policy.reset(np.ones(env.num_envs, dtype=bool))
-    obs, steps = env.reset(), 0
+    counter = _QuotaCounter(env, quotas, max_num_steps, action_id)
+    player = _Player(policy, env, streams, temperature)
+    obs = env.reset()
+    if watch is not None:
+        watch(np.flatnonzero(counter.is_playing))
     while not counter.is_done:
-        actions = policy.act(to_device(obs, device), temperature, noise=noise.next() if noise is not None else None)
-        result = env.step(actions.cpu().numpy())
-        counter.add(result)
-        policy.reset(result.episode_starts)
+        actions = player.act(obs, counter.has_more)
+        showed = counter.is_playing
+        result = env.step(actions)
+        counter.add(result, actions)
+        player.reset(result.episode_starts)
         obs = result.obs
-        steps += 1
-    return EvaluationResult(counter.episodes, steps * env.num_envs, time.perf_counter() - started)
+        if watch is not None:
+            watch(np.flatnonzero(showed & (counter.is_playing | ~result.episode_starts)))
+    return EvaluationResult(counter.episodes, counter.action_steps, time.perf_counter() - started)
+
+
+class _Player:
+    """Acts in the environments that still have episodes to play; the others get zeros."""
+
+    def __init__(self, policy: PPOPolicy, env: VectorEnv, streams: Streams, temperature: float) -> None:
+        self._policy = policy
+        self._temperature = temperature
+        self._device = next(policy.model.parameters()).device
+        self._noise = _Noise(env, streams, self._device) if temperature > 0 else None
+        self._num_envs = env.num_envs
+        self._rows = np.arange(env.num_envs)
+        policy.reset(np.ones(env.num_envs, dtype=bool))
+
+    def act(self, obs: ArrayObservation, has_more: Array) -> Array:
+        if np.count_nonzero(has_more) < _FEW * len(self._rows):
+            self._policy.keep(has_more[self._rows])
+            self._rows = np.flatnonzero(has_more)
+        noise = self._noise.next() if self._noise is not None else None
+        if len(self._rows) == self._num_envs:
+            actions: Array = (
+                self._policy.act(to_device(obs, self._device), self._temperature, noise=noise).cpu().numpy()
+            )
+            return actions
+        noise = noise[torch.from_numpy(self._rows).to(noise.device)] if noise is not None else None
+        some = self._choose(take_rows(obs, self._rows), noise)
+        actions = np.zeros((self._num_envs, *some.shape[1:]), dtype=some.dtype)
+        actions[self._rows] = some
+        return actions
+
+    def _choose(self, obs: ArrayObservation, noise: Tensor | None) -> Array:
+        actions = self._policy.act(to_device(obs, self._device), self._temperature, noise=noise)
+        return cast(Array, actions.cpu().numpy())
+
+    def reset(self, episode_starts: Array) -> None:
+        self._policy.reset(episode_starts[self._rows])
 
 
 class _QuotaCounter:
-    """Keeps the first ``quota`` episodes of each environment."""
+    """Keeps the first episodes of each environment, up to its quota."""
 
-    def __init__(self, num_envs: int, num_episodes: int, max_num_steps: int | None) -> None:
-        self._statistics = EpisodeStatistics(num_envs)
-        self._open = num_episodes // num_envs + (np.arange(num_envs) < num_episodes % num_envs)
+    def __init__(self, env: VectorEnv, quotas: Array, max_num_steps: int | None, action_id: int | None) -> None:
+        self._env = env
+        self._statistics = EpisodeStatistics(env.num_envs)
+        self._open = quotas.copy()
         self._max_num_steps = max_num_steps
-        self._cut = np.zeros(num_envs, dtype=bool)  # counted already, still playing on
+        self._action_id = action_id
+        self._cut = np.zeros(env.num_envs, dtype=bool)  # counted already, playing on where rows can't be reset
+        self.action_steps = 0
         self.episodes: list[Episode] = []
+
+    @property
+    def has_more(self) -> Array:
+        """``(N,)``: environments with episodes to play."""
+        return self._open > 0
+
+    @property
+    def is_playing(self) -> Array:
+        """``(N,)``: environments whose running episode will count."""
+        return self.has_more & ~self._cut
 
     @property
     def is_done(self) -> bool:
         return not self._open.any()
 
-    def add(self, result: Any) -> None:
+    def add(self, result: StepResult, actions: Array) -> None:
+        if self._action_id is not None:
+            self.action_steps += int((self.is_playing & result.valid & (actions == self._action_id)).sum())
         for row, episode in self._statistics.add(result):
             if not self._cut[row]:
                 self._count(row, episode)
             self._cut[row] = False
         if self._max_num_steps is not None:
-            too_long = (self._statistics.lengths >= self._max_num_steps) & ~self._cut
-            for row in np.flatnonzero(too_long).tolist():
-                self._count(row, self._statistics.running(row))
-                self._cut[row] = True
-            self._check_that_episodes_end(self._max_num_steps)
+            self._cut_long_episodes(self._max_num_steps)
+
+    def _cut_long_episodes(self, max_num_steps: int) -> None:
+        too_long = (self._statistics.lengths >= max_num_steps) & self.is_playing
+        for row in np.flatnonzero(too_long).tolist():
+            self._count(row, self._statistics.running(row, False if self._env.reports_solved else None))
+        go_on = too_long & self.has_more
+        if go_on.any():
+            if self._env.end_episodes(go_on):
+                for row in np.flatnonzero(go_on).tolist():
+                    self._statistics.drop(row)
+            else:
+                self._cut |= go_on
+        self._check_that_episodes_end(max_num_steps)
 
     def _check_that_episodes_end(self, max_num_steps: int) -> None:
-        """A simulator starts its next episode only at the end of the one before: without an end, wait no longer."""
-        endless = self._cut & (self._open > 0) & (self._statistics.lengths >= _PATIENCE * max_num_steps)
+        endless = self._cut & self.has_more & (self._statistics.lengths >= _PATIENCE * max_num_steps)
         if endless.any():
             row = int(np.flatnonzero(endless)[0])
             raise TrainingError(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, Union, get_type_hints
 
 import numpy as np
 from gymnasium import spaces
+
+from ppo_lightning.core.errors import ConfigurationError, close_names
+from ppo_lightning.core.instantiate import accept_value
 
 Array = np.ndarray[Any, Any]
 ArrayObservation = Union[Array, dict[str, Array]]
@@ -30,6 +34,8 @@ class StepResult:
         final_obs: the true last observations of the rows that ended, ``(K, *shape)`` in row order; None where none
             ended or the simulator does not give them (then nothing is ``truncated``).
         base_rewards: ``(N,)`` rewards before costs, where an environment adds some.
+        solved: ``(N,)`` bool, of use where an episode ended: whether it reached its goal; None from simulators that
+            do not say.
     """
 
     obs: ArrayObservation
@@ -40,6 +46,7 @@ class StepResult:
     valid: Array
     final_obs: ArrayObservation | None = None
     base_rewards: Array | None = None
+    solved: Array | None = None
 
 
 class VectorEnv(ABC):
@@ -50,6 +57,10 @@ class VectorEnv(ABC):
     """One environment's observations."""
     action_space: spaces.Space[Any]
     """One environment's actions."""
+    reports_solved: bool = False
+    """Whether steps tell if an episode that ended reached its goal."""
+    render_fps: int = 30
+    """Pictures a second at which an episode looks as it should."""
 
     @abstractmethod
     def reset(self) -> ArrayObservation:
@@ -59,13 +70,28 @@ class VectorEnv(ABC):
     def step(self, actions: Array) -> StepResult:
         """Play one action in each environment."""
 
+    def end_episodes(self, rows: Array) -> bool:
+        """Break off the episodes of the rows where ``rows (N,)`` is true: their next step only resets them.
+
+        That step ignores their actions and is not ``valid``. False where the simulator can't: nothing happens then.
+        """
+        return False
+
+    def render(self) -> Array:
+        """Pictures ``(N, H, W, 3)`` uint8 of the present state; of environments from ``make_rendering`` only."""
+        raise NotImplementedError
+
     @abstractmethod
     def close(self) -> None:
         """Free the simulator. Safe to call twice."""
 
 
 class EnvFactory(ABC):
-    """The settings of an environment, from which any number of them can be made: for training, for evaluation."""
+    """The settings of an environment, from which any number of them can be made: for training, for evaluation.
+
+    Settings are the arguments of the constructor, each kept as an attribute of its name, so that a split of the
+    evaluation can change some of them.
+    """
 
     @abstractmethod
     def make(self, seeds: Sequence[int]) -> VectorEnv:
@@ -74,6 +100,40 @@ class EnvFactory(ABC):
         Raises:
             ConfigurationError: the environment is unknown, cannot be made, or has unsupported spaces.
         """
+
+    def make_rendering(self, seeds: Sequence[int]) -> VectorEnv:
+        """The same environments, which can also ``render``; each shows the last picture of an episode where it can.
+
+        Raises:
+            ConfigurationError: the environment cannot render pictures.
+        """
+        raise ConfigurationError(
+            f"--data.env={type(self).__name__} cannot render pictures: record an environment that can (its factory "
+            "has make_rendering)."
+        )
+
+    def with_settings(self, settings: Mapping[str, Any], flag: str) -> EnvFactory:
+        """The same environment with some settings changed; a setting that is a factory itself takes a mapping.
+
+        Raises:
+            ConfigurationError: a setting is unknown or not accepted; names ``flag``.
+        """
+        types = get_type_hints(type(self).__init__)
+        own = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        for name, value in settings.items():
+            if name not in own:
+                raise ConfigurationError(
+                    f"{flag}.{name} is not a setting of {type(self).__name__}: choose from {', '.join(own)}."
+                    f"{close_names(name, own)}"
+                )
+            if isinstance(own[name], EnvFactory) and isinstance(value, Mapping) and "class_path" not in value:
+                own[name] = own[name].with_settings(value, f"{flag}.{name}")
+            else:
+                own[name] = accept_value(types.get(name, Any), value, f"{flag}.{name}")
+        try:
+            return type(self)(**own)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{flag}: {str(error).replace('--data.env.', '')}") from error
 
 
 def take_rows(obs: ArrayObservation, rows: Array) -> ArrayObservation:

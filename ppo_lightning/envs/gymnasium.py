@@ -55,8 +55,26 @@ class GymnasiumEnv(EnvFactory):
                 f"--data.env.vectorization=vector_entry_point: {self.id} has no vectorised form of its own; use sync "
                 "or async."
             )
+        return self._adapt(seeds, lambda: self._make_vector(len(seeds)))
+
+    def make_rendering(self, seeds: Sequence[int]) -> VectorEnv:
+        """One environment after another in this process, each showing the last picture of its episodes."""
+        self._find_spec()
+        probe = self._adapt(seeds[:1], lambda: self._make_sync(1, {}, AutoresetMode.NEXT_STEP))
+        modes = probe.render_modes()
+        probe.close()
+        if "rgb_array" not in modes:
+            raise ConfigurationError(
+                f"--data.env.id={self.id} cannot render pictures: its render modes are {', '.join(modes) or 'none'}, "
+                "and a video needs rgb_array."
+            )
+        return self._adapt(
+            seeds, lambda: self._make_sync(len(seeds), {"render_mode": "rgb_array"}, AutoresetMode.NEXT_STEP)
+        )
+
+    def _adapt(self, seeds: Sequence[int], make: Callable[[], Any]) -> GymnasiumVectorEnv:
         try:
-            env = self._make_vector(len(seeds))
+            env = make()
         except ConfigurationError:
             raise
         except Exception as error:
@@ -95,10 +113,14 @@ class GymnasiumEnv(EnvFactory):
             return gymnasium.make_vec(
                 self.id, num_envs=num_envs, vectorization_mode="vector_entry_point", **self.kwargs
             )
-        make_one = functools.partial(_make_one, self.id, self.kwargs, self.wrappers)
         if self.vectorization == "async":
+            make_one = functools.partial(_make_one, self.id, self.kwargs, self.wrappers)
             return gymnasium.vector.AsyncVectorEnv([make_one] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
-        return gymnasium.vector.SyncVectorEnv([make_one] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        return self._make_sync(num_envs, {}, AutoresetMode.SAME_STEP)
+
+    def _make_sync(self, num_envs: int, kwargs: dict[str, Any], autoreset_mode: AutoresetMode) -> Any:
+        make_one = functools.partial(_make_one, self.id, {**self.kwargs, **kwargs}, self.wrappers)
+        return gymnasium.vector.SyncVectorEnv([make_one] * num_envs, autoreset_mode=autoreset_mode)
 
 
 def _make_one(id: str, kwargs: dict[str, Any], wrappers: Sequence[Callable[[Any], Any]]) -> Any:
@@ -123,7 +145,9 @@ class GymnasiumVectorEnv(VectorEnv):
         self.observation_space = env.single_observation_space
         self.action_space = env.single_action_space
         self.resets_in_next_step = self._reset_mode() == AutoresetMode.NEXT_STEP
+        self.render_fps = int(self._metadata().get("render_fps") or 30)
         self._only_resets = np.zeros(self.num_envs, dtype=bool)
+        self._broken_off = np.zeros(self.num_envs, dtype=bool)
 
     def _reset_mode(self) -> AutoresetMode:
         mode = self.env.metadata.get("autoreset_mode")
@@ -135,12 +159,42 @@ class GymnasiumVectorEnv(VectorEnv):
         return AutoresetMode(mode)
 
     def reset(self) -> ArrayObservation:
-        self._only_resets[:] = False
-        one_each = isinstance(self.env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
-        obs, _ = self.env.reset(seed=self.seeds if one_each else self.seeds[0])
+        self._only_resets[:] = self._broken_off[:] = False
+        obs, _ = self.env.reset(seed=self.seeds if self._is_one_each else self.seeds[0])
         return _own(obs)
 
+    @property
+    def _is_one_each(self) -> bool:
+        return isinstance(self.env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
+
+    def end_episodes(self, rows: Array) -> bool:
+        if self._is_one_each:
+            self._broken_off |= rows
+        return self._is_one_each
+
     def step(self, actions: Array) -> StepResult:
+        result = self._step(actions)
+        if self._broken_off.any():
+            rows, self._broken_off = self._broken_off, np.zeros(self.num_envs, dtype=bool)
+            running = rows & ~result.episode_starts  # the others were reset in this step, at an end of their own
+            if running.any():
+                result.obs = _own(self.env.reset(options={"reset_mask": running})[0])
+            result = self._without(result, rows)
+            self._only_resets &= ~rows
+        return result
+
+    def _without(self, result: StepResult, rows: Array) -> StepResult:
+        """The step as if the environments in ``rows`` had only been reset."""
+        ended = np.flatnonzero(result.terminated | result.truncated)
+        if result.final_obs is not None:
+            kept = ~rows[ended]
+            result.final_obs = take_rows(result.final_obs, np.flatnonzero(kept)) if kept.any() else None
+        result.rewards = np.where(rows, 0, result.rewards)
+        result.terminated, result.truncated = result.terminated & ~rows, result.truncated & ~rows
+        result.valid, result.episode_starts = result.valid & ~rows, result.episode_starts | rows
+        return result
+
+    def _step(self, actions: Array) -> StepResult:
         obs, rewards, terminated, truncated, infos = self.env.step(self._to_env(actions))
         obs, ended = _own(obs), terminated | truncated
         if self.resets_in_next_step:
@@ -162,6 +216,17 @@ class GymnasiumVectorEnv(VectorEnv):
             return np.clip(actions, self.action_space.low, self.action_space.high).astype(self.action_space.dtype)
         assert isinstance(self.action_space, spaces.Discrete)
         return actions + self.action_space.start if self.action_space.start else actions
+
+    def render(self) -> Array:
+        return np.stack([np.asarray(picture, dtype=np.uint8) for picture in self.env.render()])
+
+    def render_modes(self) -> list[str]:
+        """The render modes that the environment names."""
+        return [str(mode) for mode in self._metadata().get("render_modes") or []]
+
+    def _metadata(self) -> dict[str, Any]:
+        envs = getattr(self.env.unwrapped, "envs", None)
+        return (envs[0] if envs else self.env).metadata or {}
 
     def close(self) -> None:
         if not getattr(self.env, "closed", False):

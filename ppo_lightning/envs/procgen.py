@@ -19,6 +19,8 @@ PROCGEN_GAMES = (
     *("heist", "jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot"),
 )
 
+_RESET = -1  # the action by which the simulator starts the next level
+
 DistributionMode = Literal["easy", "hard", "extreme", "memory", "exploration"]
 _MODE_GAMES = {
     "extreme": {"chaser", "dodgeball", "leaper", "starpilot"},
@@ -70,20 +72,29 @@ class ProcgenEnv(EnvFactory):
         check_range("--data.env.num_levels", num_levels, 0)
         check_range("--data.env.num_threads", num_threads, 0)
         self.env_name = env_name
+        self.distribution_mode = distribution_mode
+        self.start_level = start_level
+        self.num_levels = num_levels
+        self.num_threads = num_threads
         self.rand_seed = rand_seed
-        self.options: dict[str, Any] = {
-            "distribution_mode": distribution_mode,
-            "num_threads": num_threads,
-            "use_backgrounds": use_backgrounds,
-        }
-        if distribution_mode != "exploration":
-            self.options.update(start_level=start_level, num_levels=num_levels)
+        self.use_backgrounds = use_backgrounds
 
     def make(self, seeds: Sequence[int]) -> VectorEnv:
+        return self._make(seeds)
+
+    def make_rendering(self, seeds: Sequence[int]) -> VectorEnv:
+        """In the high resolution of 512 × 512. The last picture of an episode is gone: the simulator has reset."""
+        return self._make(seeds, render_mode="rgb_array")
+
+    def _make(self, seeds: Sequence[int], **options: Any) -> VectorEnv:
         simulator = _import_procgen()
         rand_seed = self.rand_seed if self.rand_seed is not None else int(seeds[0])
+        for name in ("distribution_mode", "num_threads", "use_backgrounds"):
+            options[name] = getattr(self, name)
+        if self.distribution_mode != "exploration":
+            options.update(start_level=self.start_level, num_levels=self.num_levels)
         return ProcgenVectorEnv(
-            lambda: simulator(len(seeds), self.env_name, rand_seed=rand_seed % (2**31 - 1), **self.options)
+            lambda: simulator(len(seeds), self.env_name, rand_seed=rand_seed % (2**31 - 1), **options)
         )
 
 
@@ -111,6 +122,9 @@ class ProcgenVectorEnv(VectorEnv):
         make_simulator: makes a fresh ``ProcgenGym3Env``.
     """
 
+    reports_solved = True
+    render_fps = 15
+
     def __init__(self, make_simulator: Any) -> None:
         self._make_simulator = make_simulator
         self._simulator = make_simulator()
@@ -118,25 +132,40 @@ class ProcgenVectorEnv(VectorEnv):
         self.num_envs = self._simulator.num
         self.observation_space = spaces.Box(0, 255, self._simulator.ob_space["rgb"].shape, np.uint8)
         self.action_space = spaces.Discrete(self._simulator.ac_space.eltype.n)
+        self._broken_off = np.zeros(self.num_envs, dtype=bool)
 
     def reset(self) -> Array:
         if not self._is_fresh:  # the simulator can't be told to start again
             self._simulator.close()
             self._simulator = self._make_simulator()
         self._is_fresh = False
+        self._broken_off[:] = False
         return self._observe()[1]
 
+    def end_episodes(self, rows: Array) -> bool:
+        self._broken_off |= rows
+        return True
+
     def step(self, actions: Array) -> StepResult:
-        self._simulator.act(actions.astype(np.int32))
+        broken_off, self._broken_off = self._broken_off, np.zeros(self.num_envs, dtype=bool)
+        self._simulator.act(np.where(broken_off, _RESET, actions).astype(np.int32))
         rewards, obs, first = self._observe()
+        ended = first & ~broken_off
         return StepResult(
             obs=obs,
-            rewards=rewards,
-            terminated=first,
+            rewards=np.where(broken_off, 0, rewards),
+            terminated=ended,
             truncated=np.zeros_like(first),
             episode_starts=first,
-            valid=np.ones_like(first),
+            valid=~broken_off,
+            solved=self._solved() if ended.any() else np.zeros_like(first),
         )
+
+    def _solved(self) -> Array:
+        return np.array([info["prev_level_complete"] for info in self._simulator.get_info()], dtype=bool)
+
+    def render(self) -> Array:
+        return np.stack([info["rgb"] for info in self._simulator.get_info()])
 
     def _observe(self) -> tuple[Array, Array, Array]:
         rewards, obs, first = self._simulator.observe()

@@ -80,6 +80,11 @@ class PPOPolicy:
             self._state = self._state.clone()
             self._state[rows] = self.model.initial_state(len(rows))  # type: ignore[operator]
 
+    def keep(self, rows: np.ndarray[Any, Any]) -> None:
+        """Go on with only the rows where ``rows (B,)`` is true: the next ``act`` gets their observations."""
+        if self._state is not None:
+            self._state = self._state[torch.from_numpy(np.flatnonzero(rows)).to(next(self.model.parameters()).device)]
+
     def get_params(self) -> dict[str, Any]:
         """A copy of the network's parameters."""
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}

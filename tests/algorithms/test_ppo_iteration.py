@@ -129,7 +129,7 @@ def test_evaluation_leaves_training_untouched():
     without = fit(make_ppo(), make_data(iterations=4))
     evaluation = Evaluation(5, every_n_iterations=1, temperature=1.0)
     with_evaluation = fit(make_ppo(), make_data(iterations=4), callbacks=[evaluation])
-    assert len(evaluation.result.episodes) == 5
+    assert len(evaluation.results[""].episodes) == 5
     assert equal(weights(without), weights(with_evaluation))
 
 

@@ -196,6 +196,9 @@ def test_metrics_are_of_the_episodes_that_ended_in_the_rollout():
     assert collector.episodes.metrics() == {
         "rollout/episodes": 1,
         "rollout/return_mean": 0 + 1.25 + 2.5,
+        "rollout/return_std": 0,
+        "rollout/base_return_mean": 0 + 1.25 + 2.5,
+        "rollout/base_return_std": 0,
         "rollout/length_mean": 3,
     }
     collector.collect(agent, generators(1))

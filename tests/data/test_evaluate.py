@@ -5,8 +5,7 @@ from gymnasium.vector import AutoresetMode
 from torch import nn
 
 from ppo_lightning.core.errors import TrainingError
-from ppo_lightning.data.episodes import Episode
-from ppo_lightning.data.evaluate import EvaluationResult, evaluate
+from ppo_lightning.data.evaluate import episode_quotas, evaluate
 from ppo_lightning.data.seeding import Streams
 from ppo_lightning.models import PPOModelOutput
 from ppo_lightning.policies import PPOPolicy
@@ -50,7 +49,9 @@ def play(
 ):
     env = make_toy(range(first, first + num_envs), mode, script=SCRIPT)
     policy = policy or PPOPolicy(network or ToyNetwork())
-    result = evaluate(policy, env, Streams(1, first, num_envs), num_episodes, temperature, max_num_steps)
+    result = evaluate(
+        policy, env, Streams(1, first, num_envs), episode_quotas(num_episodes, num_envs), temperature, max_num_steps
+    )
     env.close()
     return result
 
@@ -104,10 +105,20 @@ def test_the_limit_ends_evaluation_without_waiting_for_the_episode():
     assert play(1, 1, first=2).steps == 9
 
 
-def test_an_environment_without_an_end_is_reported_instead_of_waited_for():
+@pytest.mark.parametrize("mode", MODES)
+def test_the_limit_starts_the_next_episode_of_an_environment_without_an_end(mode):
+    env = make_toy([0, 1], mode, script=((10**9, "terminated"),))
+    result = evaluate(PPOPolicy(ToyNetwork()), env, Streams(1, 0, 2), np.array([3, 2]), 0.0, max_num_steps=4)
+    env.close()
+    assert [episode.length for episode in result.episodes] == [4] * 5
+    assert result.steps == 20
+
+
+def test_an_environment_without_an_end_or_a_reset_of_its_own_is_reported_instead_of_waited_for():
     env = make_toy([0], MODES[0], script=((10**9, "terminated"),))
+    env.end_episodes = lambda rows: False
     with pytest.raises(TrainingError, match=r"environment 0 .*--evaluation.max_num_steps=2"):
-        evaluate(PPOPolicy(ToyNetwork()), env, Streams(1, 0, 1), 2, 0.0, max_num_steps=2)
+        evaluate(PPOPolicy(ToyNetwork()), env, Streams(1, 0, 1), np.array([2]), 0.0, max_num_steps=2)
     env.close()
 
 
@@ -131,7 +142,7 @@ def test_evaluation_leaves_the_global_generator_alone():
 
 def test_long_evaluations_draw_noise_beyond_the_first_block():
     env = make_toy([0], script=[(150, "terminated")])
-    result = evaluate(PPOPolicy(ToyNetwork(0.0)), env, Streams(1, 0, 1), 1, 1.0)
+    result = evaluate(PPOPolicy(ToyNetwork(0.0)), env, Streams(1, 0, 1), np.array([1]), 1.0)
     assert result.episodes[0].length == 150
 
 
@@ -158,10 +169,3 @@ def test_a_policy_may_go_on_to_another_number_of_environments(num_envs):
     policy = PPOPolicy(CountingNetwork())
     play(2, 2, policy=policy)
     assert episodes_of(play(num_envs, 4, policy=policy)) == episodes_of(play(num_envs, 4, network=CountingNetwork()))
-
-
-def test_mean_and_interval_match_numbers_computed_by_hand():
-    result = EvaluationResult([Episode(score, length, 0) for score, length in [(1, 2), (3, 4), (5, 9)]], 15, 0.1)
-    assert result.return_mean == 3
-    assert result.length_mean == 5
-    assert result.return_ci95 == pytest.approx(1.96 * np.sqrt(8 / 3) / np.sqrt(3))

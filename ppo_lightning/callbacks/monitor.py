@@ -1,0 +1,47 @@
+"""What callbacks monitor, looked at before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from ppo_lightning.core.errors import ConfigurationError, close_names
+
+_OURS = ("eval/", "rollout/", "train/", "time/")
+
+
+def check_monitors(trainer: Trainer) -> None:
+    """Raise :class:`ConfigurationError` for a monitor that nothing logs, or that would act on a stale score.
+
+    Metrics under other names than this package's are a subclass's own and taken to be there.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    evaluations = [callback for callback in callbacks if hasattr(callback, "metric_names")]
+    evaluated = [name for callback in evaluations for name in callback.metric_names(trainer)]
+    trained = list(getattr(trainer.lightning_module, "metric_names", []))
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if not isinstance(monitor, str):
+            continue
+        waits = getattr(callback, "waits_for_evaluation", False)
+        known = evaluated if waits else [*evaluated, *trained]
+        name = type(callback).__name__
+        if monitor not in known and (waits or monitor.startswith(_OURS)):
+            kind = "evaluation" if waits else "callback or agent"
+            raise ConfigurationError(
+                f"{name}(monitor={monitor!r}): no {kind} logs that name.{close_names(monitor, known)} Known are "
+                f"{', '.join(known) or 'none, for there is no Evaluation callback'}."
+            )
+        if monitor in evaluated and not waits and not all(other.cadence.is_every_iteration for other in evaluations):
+            raise ConfigurationError(
+                f"{name}(monitor={monitor!r}) would act after every iteration, on a score of earlier parameters: use "
+                "ppo_lightning's BestCheckpoint or EvaluationEarlyStopping, which wait for an evaluation, or set "
+                "--evaluation.every_n_iterations=1."
+            )
+
+
+def is_any_evaluation_fresh(trainer: Trainer) -> bool:
+    """Whether the parameters as they are now have been evaluated."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(callback.is_fresh(trainer) for callback in callbacks if hasattr(callback, "is_fresh"))

@@ -1,0 +1,48 @@
+"""Settings of the Trainer that mean nothing where an epoch is a rollout and evaluation is a callback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging, WeightAveraging
+
+from ppo_lightning.core.errors import ConfigurationError
+
+_WHEN = "evaluation plays whole episodes when --evaluation.every_n_iterations or --evaluation.every_n_env_steps says"
+_UPDATE = "an update takes its minibatches from one rollout: set --data.num_minibatches and --data.update_epochs"
+_EPISODES = "evaluation plays --evaluation.num_episodes"
+
+# name: (values that are fine, why others are not)
+_FIT: dict[str, tuple[tuple[Any, ...], str]] = {
+    "check_val_every_n_epoch": ((1,), _WHEN),
+    "val_check_interval": ((1.0,), _WHEN),
+    "limit_val_batches": ((0, 1.0), _EPISODES),
+    "limit_train_batches": ((1.0,), _UPDATE),
+    "overfit_batches": ((0,), _UPDATE),
+}
+_VALIDATE = {"limit_val_batches": ((1.0,), _EPISODES)}
+_TEST = {"limit_test_batches": ((1.0,), _EPISODES)}
+
+_CALLBACKS: dict[type, str] = {
+    StochasticWeightAveraging: "sets learning rates of its own and puts its average in place only after the last "
+    "evaluation and checkpoint: use --model.anneal_lr=true instead",
+    WeightAveraging: "would save an average that was never evaluated: use --model.anneal_lr=true instead",
+    BatchSizeFinder: "looks for a batch size, which here follows from --data.num_envs, num_steps and num_minibatches",
+    LearningRateFinder: "would train on rollouts that it then forgets: give --model.learning_rate",
+}
+
+
+def refuse_meaningless_settings(trainer: Trainer, stage: str) -> None:
+    """Raise :class:`ConfigurationError` for a setting or a callback that could not do what its name says."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    for name, (fine, reason) in {"fit": _FIT, "validate": _VALIDATE, "test": _TEST}.get(stage, {}).items():
+        value = getattr(trainer, name)
+        if value not in fine:
+            raise ConfigurationError(f"--trainer.{name}={value} means nothing here: {reason}.")
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        for kind, reason in _CALLBACKS.items():
+            if isinstance(callback, kind):
+                raise ConfigurationError(f"--trainer.callbacks: {type(callback).__name__} {reason}.")

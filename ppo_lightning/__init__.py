@@ -40,6 +40,7 @@ __all__ = [
     "RolloutDataset",
     "RunCheckpoint",
     "TrainingError",
+    "TrainingSummary",
     "__version__",
     "run_loggers",
 ]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from ppo_lightning.algorithms.borders import IterationBorders
 from ppo_lightning.algorithms.network import build_network
-from ppo_lightning.algorithms.step_axis import EnvStepAxis
 from ppo_lightning.algorithms.update import UpdateStatistics, complete_epoch
 from ppo_lightning.core.agent import ActOutput, RolloutSource
 from ppo_lightning.core.checkpoint import (
@@ -94,6 +94,8 @@ class OnPolicyModule(LightningModule):
         self._scheduler_builder = _builder(scheduler, SchedulerBuilder, "--model.scheduler")
         self._optimizer_settings: list[dict[str, Any]] = []
         self._resumed_optimizer: str | None = None
+        self.iteration_metrics: dict[str, float] = {}
+        """What the last iteration logged."""
         self._statistics = UpdateStatistics()
         self._update_stopped = False
         self._iteration_start = 0.0
@@ -122,8 +124,8 @@ class OnPolicyModule(LightningModule):
                 "--model.anneal_lr=true needs to know when training ends: set --data.total_timesteps."
             )
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(callback, EnvStepAxis) for callback in callbacks):
-            callbacks.insert(0, EnvStepAxis())
+        if not any(isinstance(callback, IterationBorders) for callback in callbacks):
+            callbacks.insert(0, IterationBorders())
         if self.network is None:
             self.build_network(self._source.observation_space, self._source.action_space)
 
@@ -235,17 +237,17 @@ class OnPolicyModule(LightningModule):
                 group["lr"] = self.learning_rate * remaining
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """After the last minibatch, look for a NaN and log the iteration, before any callback can save or evaluate."""
+        """Finish the iteration after its last minibatch, before any callback can save or evaluate."""
         if self.trainer.is_last_batch or self.update_stopped:
-            self._finish_iteration()
+            self.finish_iteration()
 
     def on_train_epoch_end(self) -> None:
         """Step the schedules, also after an early stop (where Lightning would not)."""
-        self._finish_iteration()
         for config in self.trainer.lr_scheduler_configs:
             config.scheduler.step()  # type: ignore[call-arg]
 
-    def _finish_iteration(self) -> None:
+    def finish_iteration(self) -> None:
+        """Look for a NaN and log the iteration, once."""
         if not self._statistics.count:
             return
         source = self._source
@@ -260,6 +262,7 @@ class OnPolicyModule(LightningModule):
         }
         self._iteration_start = now
         self._statistics.clear()
+        self.iteration_metrics = metrics
         log_metrics(self.trainer, metrics, source.env_steps)
 
     @property

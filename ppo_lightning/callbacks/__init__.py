@@ -4,5 +4,13 @@ from ppo_lightning.callbacks.checkpoint import BestCheckpoint, RunCheckpoint
 from ppo_lightning.callbacks.early_stopping import EvaluationEarlyStopping
 from ppo_lightning.callbacks.evaluation import Evaluation
 from ppo_lightning.callbacks.progress import EnvStepProgressBar
+from ppo_lightning.callbacks.summary import TrainingSummary
 
-__all__ = ["BestCheckpoint", "EnvStepProgressBar", "Evaluation", "EvaluationEarlyStopping", "RunCheckpoint"]
+__all__ = [
+    "BestCheckpoint",
+    "EnvStepProgressBar",
+    "Evaluation",
+    "EvaluationEarlyStopping",
+    "RunCheckpoint",
+    "TrainingSummary",
+]

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import yaml  # type: ignore[import-untyped]
 
@@ -56,16 +57,44 @@ def root_of_run(config: Path) -> list[str]:
     return [f"--trainer.default_root_dir={logs.parent}"] if logs.name == NAME else []
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Plain YAML takes the second of two equal keys and forgets the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.value != "<<":
+                raise TwiceError(f"{key.value!r} is given twice, again in line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return cast(dict[Any, Any], super().construct_mapping(node, deep))
+
+
+class TwiceError(ValueError):
+    """A mapping with two equal keys."""
+
+
 def check_config(path: str) -> None:
     """Raise for a file that holds no settings; one that is missing is the parser's to tell."""
     if not Path(path).is_file():
         return
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.load(Path(path).read_text(), _StrictLoader)
         reason = "" if isinstance(content, dict) else f"it holds {'nothing' if content is None else repr(content)[:40]}"
+    except TwiceError as error:
+        raise ConfigurationError(f"--config={path}: {error}: leave one of them out.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
     if reason:
         raise ConfigurationError(
             f"--config={path} is not a YAML file of settings ({reason}): see configs/cartpole.yaml for one that is."
         )
+
+
+def check_mapping(flag: str, value: str) -> None:
+    """Raise for a mapping on the command line that has two equal keys; other mistakes are the parser's to tell."""
+    try:
+        yaml.load(value, _StrictLoader)
+    except TwiceError as error:
+        raise ConfigurationError(f"{flag}: {str(error).partition(',')[0]}: leave one of them out.") from error
+    except yaml.YAMLError:
+        return

@@ -16,9 +16,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ppo_lightning.algorithms import PPO
-from ppo_lightning.callbacks import BestCheckpoint, EnvStepProgressBar, Evaluation, RunCheckpoint
+from ppo_lightning.callbacks import BestCheckpoint, EnvStepProgressBar, Evaluation, RunCheckpoint, TrainingSummary
 from ppo_lightning.callbacks.checkpoint import relative_path
-from ppo_lightning.cli.arguments import check_config, config_of_run, name_env_class, root_of_run, run_folder, values
+from ppo_lightning.cli.arguments import (
+    check_config,
+    check_mapping,
+    config_of_run,
+    name_env_class,
+    root_of_run,
+    run_folder,
+    values,
+)
 from ppo_lightning.cli.report import console, evaluation_json, evaluation_table
 from ppo_lightning.commands import COMMANDS
 from ppo_lightning.commands.parser import PROGRAM, PPOArgumentParser
@@ -97,6 +105,7 @@ class PPOLightningCLI(LightningCLI):
         """The groups beside trainer, model and data."""
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(TrainingSummary, "summary")
         parser.add_argument(
             "--init_from",
             type=Optional[str],
@@ -115,6 +124,8 @@ class PPOLightningCLI(LightningCLI):
         given = list(sys.argv[1:] if args is None else args)
         for path in values(given, "--config", "-c"):
             check_config(path)
+        for value in values(given, "--evaluation.splits"):
+            check_mapping("--evaluation.splits", value)
         checkpoint = next(iter(values(given, "--ckpt_path")), None)
         if checkpoint is not None and not values(given, "--config", "-c"):
             config = config_of_run(run_folder(checkpoint))
@@ -173,7 +184,10 @@ class PPOLightningCLI(LightningCLI):
         config = self.config_init[self.subcommand].trainer
         callbacks: list[Any] = list(config.callbacks or [])
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
-        if config.enable_progress_bar is not False and not has_bar and not self._is_json:
+        if self._is_json:  # nothing else on standard output
+            config.enable_progress_bar = False
+            self.config_init[self.subcommand].summary.verbose = False
+        elif config.enable_progress_bar is not False and not has_bar:
             callbacks.append(EnvStepProgressBar())
         if self.subcommand == "fit":
             callbacks += self._best_checkpoints(callbacks)

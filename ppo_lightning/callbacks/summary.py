@@ -1,0 +1,116 @@
+"""What the last iterations were like, on the terminal and to the loggers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ppo_lightning.callbacks.schedule import env_steps, is_last_iteration
+from ppo_lightning.core.errors import check_range
+from ppo_lightning.core.metrics import log_metrics
+
+_OF_EPISODES = "rollout/return", "rollout/base_return", "rollout/length", "rollout/solved"
+
+
+class TrainingSummary(Callback):
+    """Sums up every ``log_freq`` iterations in a few lines, and logs the same numbers as ``summary/…``.
+
+    Returns and lengths are means over the episodes that ended in these iterations, all other numbers means over the
+    iterations; standard deviations are of all episodes or transitions together.
+
+    Args:
+        log_freq: iterations between two summaries; 0 for none.
+        verbose: print it; else it is only logged.
+    """
+
+    def __init__(self, log_freq: int = 10, verbose: bool = True) -> None:
+        check_range("--summary.log_freq", log_freq, 0)
+        self.log_freq = log_freq
+        self.verbose = verbose
+        self._window: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The iterations since the last summary."""
+        return {"window": self._window}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with them."""
+        self._window = list(state_dict["window"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note this iteration, and sum up if it is time."""
+        if not self.log_freq:
+            return
+        self._window.append(dict(pl_module.iteration_metrics))  # type: ignore[arg-type]
+        if len(self._window) < self.log_freq and not is_last_iteration(trainer):
+            return
+        summary = summarize(self._window)
+        self._window = []
+        log_metrics(trainer, {f"summary/{name}": value for name, value in summary.items()}, env_steps(trainer))
+        if self.verbose and trainer.is_global_zero:
+            show(trainer, text_of(summary, env_steps(trainer)))
+
+
+def summarize(iterations: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Aggregates of the metrics of some iterations, by their names without ``rollout/``, ``train/`` and ``time/``."""
+    summary: dict[str, float] = {}
+    for name in dict.fromkeys(name for metrics in iterations for name in metrics):
+        having = [metrics for metrics in iterations if name in metrics]
+        weights = [metrics["rollout/episodes"] if name.startswith(_OF_EPISODES) else 1.0 for metrics in having]
+        key = name.partition("/")[2]
+        if name == "rollout/episodes":
+            summary[key] = sum(metrics[name] for metrics in having)
+        elif name in ("train/learning_rate", "time/seconds"):
+            summary[key] = having[-1][name]
+        elif name.endswith("_std"):
+            means = [metrics[name.removesuffix("_std") + "_mean"] for metrics in having]
+            summary[key] = _pooled_std(means, [metrics[name] for metrics in having], weights)
+        else:
+            summary[key] = _mean([metrics[name] for metrics in having], weights)
+    return summary
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights)) / sum(weights)
+
+
+def _pooled_std(means: Sequence[float], stds: Sequence[float], weights: Sequence[float]) -> float:
+    """Of several groups together: what varies within them and between them."""
+    mean = _mean(means, weights)
+    return math.sqrt(_mean([std**2 + (own - mean) ** 2 for own, std in zip(means, stds)], weights))
+
+
+def text_of(summary: dict[str, float], steps: int) -> str:
+    """The summary in a few lines; what is not known is left out."""
+    base = ["base_return"] if summary.get("base_return_mean") != summary.get("return_mean") else []
+    fractions = [name for name in summary if name.endswith("_fraction") and name != "clip_fraction"]
+    lines = [
+        [f"{steps:,} steps", _number(summary, "sps", "steps/s", ",.0f"), _number(summary, "learning_rate")],
+        [_spread(summary, name) for name in ["return", *base]]
+        + [_number(summary, "length_mean"), _number(summary, "episodes", form=",.0f")],
+        [_number(summary, name) for name in ("loss", "policy_loss", "value_loss", "entropy")],
+        [_spread(summary, "advantage"), _spread(summary, "value"), _number(summary, "explained_variance")],
+        [_number(summary, name) for name in ("action_prob_mean", *fractions, "approx_kl", "clip_fraction")],
+    ]
+    return "\n  ".join("   ".join(filter(None, line)) for line in lines if any(line))
+
+
+def show(trainer: Trainer, text: str) -> None:
+    """Print above the progress bar, if there is one."""
+    bar = trainer.progress_bar_callback
+    (bar.print if bar is not None else print)(text)
+
+
+def _number(summary: dict[str, float], name: str, unit: str = "", form: str = ".4g") -> str:
+    if name not in summary:
+        return ""
+    return f"{summary[name]:{form}} {unit}" if unit else f"{name.replace('_', ' ')} {summary[name]:{form}}"
+
+
+def _spread(summary: dict[str, float], name: str) -> str:
+    if f"{name}_mean" not in summary:
+        return ""
+    return f"{name.replace('_', ' ')} {summary[f'{name}_mean']:.4g} ± {summary[f'{name}_std']:.4g}"

@@ -7,6 +7,8 @@ from ppo_lightning.callbacks import (
     Evaluation,
     EvaluationEarlyStopping,
     RunCheckpoint,
+    TrainingSummary,
+    VideoRecorder,
 )
 from ppo_lightning.core.errors import ConfigurationError, TrainingError
 from ppo_lightning.core.rollout import PPOBatch, PPOSequenceBatch, Rollout
@@ -41,6 +43,7 @@ __all__ = [
     "RunCheckpoint",
     "TrainingError",
     "TrainingSummary",
+    "VideoRecorder",
     "__version__",
     "run_loggers",
 ]

@@ -5,6 +5,7 @@ from ppo_lightning.callbacks.early_stopping import EvaluationEarlyStopping
 from ppo_lightning.callbacks.evaluation import Evaluation
 from ppo_lightning.callbacks.progress import EnvStepProgressBar
 from ppo_lightning.callbacks.summary import TrainingSummary
+from ppo_lightning.callbacks.video import VideoRecorder
 
 __all__ = [
     "BestCheckpoint",
@@ -13,4 +14,5 @@ __all__ = [
     "EvaluationEarlyStopping",
     "RunCheckpoint",
     "TrainingSummary",
+    "VideoRecorder",
 ]

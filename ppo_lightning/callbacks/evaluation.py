@@ -82,15 +82,21 @@ class Evaluation(Callback):
         names = EpisodeMetrics.names(_action_id(trainer.lightning_module), datamodule.reports_solved)
         return [_prefix(split) + name for split in self.splits for name in names]
 
+    def make_factories(self, trainer: Trainer) -> dict[str, EnvFactory]:
+        """The environment of every split.
+
+        Raises:
+            ConfigurationError: unknown settings, or other spaces than the policy's.
+        """
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        return {split: datamodule.eval_factory(settings, f"{_FLAG}.{split}") for split, settings in self.splits.items()}
+
     # -- Lightning's hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look at the splits' environments, and at what other callbacks want to monitor, before any work."""
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._check_names(trainer)
-        self._factories = {
-            split: datamodule.eval_factory(settings, f"{_FLAG}.{split}") for split, settings in self.splits.items()
-        }
+        self._factories = self.make_factories(trainer)
         check_monitors(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -135,7 +141,7 @@ class Evaluation(Callback):
         num_envs = min(self.num_envs, self.num_episodes)
         streams = datamodule.eval_streams(num_envs)
         if not streams.num_envs:
-            return EvaluationResult([], 0, 0.0)
+            return EvaluationResult([], [], 0, 0.0)
         quotas = episode_quotas(self.num_episodes, num_envs)[streams.first_env :][: streams.num_envs]
         env = factory.make(streams.eval_env_seeds())
         try:

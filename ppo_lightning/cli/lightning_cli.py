@@ -16,7 +16,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ppo_lightning.algorithms import PPO
-from ppo_lightning.callbacks import BestCheckpoint, EnvStepProgressBar, Evaluation, RunCheckpoint, TrainingSummary
+from ppo_lightning.callbacks import (
+    BestCheckpoint,
+    EnvStepProgressBar,
+    Evaluation,
+    RunCheckpoint,
+    TrainingSummary,
+    VideoRecorder,
+)
 from ppo_lightning.callbacks.checkpoint import relative_path
 from ppo_lightning.cli.arguments import (
     check_config,
@@ -27,7 +34,8 @@ from ppo_lightning.cli.arguments import (
     run_folder,
     values,
 )
-from ppo_lightning.cli.report import console, evaluation_json, evaluation_table
+from ppo_lightning.cli.report import console, evaluation_json, evaluation_table, recordings_json
+from ppo_lightning.cli.trainer import RecordingTrainer
 from ppo_lightning.commands import COMMANDS
 from ppo_lightning.commands.parser import PROGRAM, PPOArgumentParser
 from ppo_lightning.core.checkpoint import read_checkpoint
@@ -52,6 +60,7 @@ _PARSER_TEXTS: dict[str, Any] = {
     "allow_abbrev": False,
     "fit": {"allow_abbrev": False, "description": f"Train an agent, or continue a run with --ckpt_path. {_OPTIONS}"},
     "validate": {"allow_abbrev": False, "description": "Evaluate the agent of --ckpt_path and print a table."},
+    "video": {"allow_abbrev": False, "description": "Record episodes of the agent of --ckpt_path as mp4 files."},
     "test": {"allow_abbrev": False, "description": "Evaluate the agent of --ckpt_path and print a table."},
 }
 
@@ -85,7 +94,7 @@ class PPOLightningCLI(LightningCLI):
             subclass_mode_model=True,
             save_config_callback=RunConfigCallback,
             seed_everything_default=1,
-            trainer_class=Trainer,
+            trainer_class=RecordingTrainer,
             trainer_defaults={"max_epochs": -1, "gradient_clip_val": 0.5, "enable_model_summary": False},
             auto_configure_optimizers=False,
             parser_class=PPOArgumentParser,
@@ -99,7 +108,7 @@ class PPOLightningCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """``predict`` has no meaning here."""
         known = LightningCLI.subcommands()
-        return {name: known[name] for name in ("fit", "validate", "test")}
+        return {**{name: known[name] for name in ("fit", "validate", "test")}, "video": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The groups beside trainer, model and data."""
@@ -127,6 +136,8 @@ class PPOLightningCLI(LightningCLI):
         for value in values(given, "--evaluation.splits"):
             check_mapping("--evaluation.splits", value)
         checkpoint = next(iter(values(given, "--ckpt_path")), None)
+        if checkpoint is None and not values(given, "--config", "-c") and not {"-h", "--help"} & set(given):
+            _refuse_without_checkpoint(next(iter(given), ""))
         if checkpoint is not None and not values(given, "--config", "-c"):
             config = config_of_run(run_folder(checkpoint))
             if config is not None:
@@ -161,8 +172,8 @@ class PPOLightningCLI(LightningCLI):
             )
         if config.init_from and self.subcommand != "fit":
             raise ConfigurationError(f"--init_from is for fit: give --ckpt_path to {self.subcommand}.")
-        if self.subcommand != "fit" and not config.ckpt_path:
-            raise ConfigurationError(f"--ckpt_path is missing: name the checkpoint to {self.subcommand}.")
+        if not config.ckpt_path:
+            _refuse_without_checkpoint(str(self.subcommand))
         if config.init_from:
             read_checkpoint(config.init_from, "--init_from")
         if config.ckpt_path:
@@ -259,6 +270,18 @@ class PPOLightningCLI(LightningCLI):
         """The table."""
         self._report()
 
+    def after_video(self) -> None:
+        """The files."""
+        recordings = self._callbacks(VideoRecorder)[0].recordings
+        if not self.trainer.is_global_zero:
+            return
+        if self._is_json:
+            print(recordings_json(recordings, self.config[self.subcommand].ckpt_path))
+            return
+        for recording in recordings:
+            path = relative_path(recording.path)
+            print(f"{path}: return {recording.episode_return:.4g} in {recording.length} steps")
+
     def _callbacks(self, kind: type) -> list[Any]:
         callbacks: list[Any] = vars(self.trainer)["callbacks"]
         return [callback for callback in callbacks if isinstance(callback, kind)]
@@ -276,3 +299,9 @@ class PPOLightningCLI(LightningCLI):
         if speed is not None:
             title += f", {float(speed):,.0f} steps/s"
         console().print(evaluation_table(evaluation, title))
+
+
+def _refuse_without_checkpoint(command: str) -> None:
+    if command in ("validate", "test", "video"):
+        what = "record" if command == "video" else command
+        raise ConfigurationError(f"--ckpt_path is missing: name the checkpoint to {what}.")

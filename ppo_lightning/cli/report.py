@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
 
 from ppo_lightning.callbacks import Evaluation
+from ppo_lightning.callbacks.video import Recording
 
 _NOT_A_TERMINAL = 120  # columns
 
@@ -38,6 +40,12 @@ def evaluation_json(evaluation: Evaluation, env_steps: int, **more: Any) -> str:
     """The same numbers, under the names that they are logged by."""
     settings = {name: getattr(evaluation, name) for name in ("num_episodes", "temperature", "max_num_steps")}
     return json.dumps({**more, "env_steps": env_steps, **settings, "metrics": evaluation.metrics}, indent=2)
+
+
+def recordings_json(recordings: Sequence[Recording], checkpoint: str) -> str:
+    """The recorded files."""
+    videos = [{**asdict(recording), "path": str(recording.path)} for recording in recordings]
+    return json.dumps({"checkpoint": checkpoint, "videos": videos}, indent=2)
 
 
 def _of_split(metrics: Mapping[str, float], split: str) -> dict[str, float]:

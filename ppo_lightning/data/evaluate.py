@@ -30,11 +30,13 @@ class EvaluationResult:
 
     Attributes:
         episodes: the counted ones.
+        rows: the environments that they were played in.
         action_steps: how many of their steps took the action asked for.
         seconds: wall-clock time.
     """
 
     episodes: list[Episode]
+    rows: list[int]
     action_steps: int
     seconds: float
 
@@ -93,7 +95,7 @@ def evaluate(
         obs = result.obs
         if watch is not None:
             watch(np.flatnonzero(showed & (counter.is_playing | ~result.episode_starts)))
-    return EvaluationResult(counter.episodes, counter.action_steps, time.perf_counter() - started)
+    return EvaluationResult(counter.episodes, counter.rows, counter.action_steps, time.perf_counter() - started)
 
 
 class _Player:
@@ -144,6 +146,7 @@ class _QuotaCounter:
         self._cut = np.zeros(env.num_envs, dtype=bool)  # counted already, playing on where rows can't be reset
         self.action_steps = 0
         self.episodes: list[Episode] = []
+        self.rows: list[int] = []
 
     @property
     def has_more(self) -> Array:
@@ -196,6 +199,7 @@ class _QuotaCounter:
         if self._open[row]:
             self._open[row] -= 1
             self.episodes.append(episode)
+            self.rows.append(row)
 
 
 class _Noise:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Optional
 
@@ -60,6 +61,8 @@ class GymnasiumEnv(EnvFactory):
     def make_rendering(self, seeds: Sequence[int]) -> VectorEnv:
         """One environment after another in this process, each showing the last picture of its episodes."""
         self._find_spec()
+        if not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")):
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # else pygame looks for a screen, and complains
         probe = self._adapt(seeds[:1], lambda: self._make_sync(1, {}, AutoresetMode.NEXT_STEP))
         modes = probe.render_modes()
         probe.close()

@@ -262,7 +262,8 @@ def test_a_missing_checkpoint_is_answered_with_those_nearby():
 
 
 def test_init_from_is_for_fit():
-    sentence = sentence_of(command("validate", *WALK, "--init_from=a.ckpt"))
+    run("fit", *WALK)
+    sentence = sentence_of(command("validate", RESUME, "--init_from=a.ckpt"))
     assert "--init_from is for fit" in sentence
     assert "--ckpt_path" in sentence
 

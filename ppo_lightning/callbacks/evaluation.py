@@ -14,7 +14,7 @@ from ppo_lightning.callbacks.schedule import Cadence, env_steps
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.metrics import log_metrics
 from ppo_lightning.data.episode_metrics import EpisodeMetrics
-from ppo_lightning.data.evaluate import EvaluationResult, episode_quotas, evaluate
+from ppo_lightning.data.evaluate import EvaluationResult, envs_for, episode_quotas, evaluate
 from ppo_lightning.envs.base import EnvFactory
 from ppo_lightning.policies.ppo import PPOPolicy
 
@@ -33,7 +33,7 @@ class Evaluation(Callback):
         every_n_iterations: evaluate after every so many iterations (10 where neither cadence is given).
         every_n_env_steps: the same in environment steps.
         temperature: 0 takes the most probable action; 1 samples as in training.
-        num_envs: environments played at once, at most ``num_episodes``.
+        num_envs: environments played at once, at most: 100 episodes take 50 of 64, for two rounds without idle ones.
         max_num_steps: count episodes that reach this length as they are; null plays each to its end.
         splits: names, and for each the settings in which its environment differs from ``--data.env``
             (``{val: {start_level: 50000}}``); null evaluates on that environment itself.
@@ -45,7 +45,7 @@ class Evaluation(Callback):
         every_n_iterations: Optional[int] = None,
         every_n_env_steps: Optional[int] = None,
         temperature: float = 0.0,
-        num_envs: int = 32,
+        num_envs: int = 64,
         max_num_steps: Optional[int] = None,
         splits: Optional[dict[str, Optional[dict[str, Any]]]] = None,
     ) -> None:
@@ -138,7 +138,7 @@ class Evaluation(Callback):
     def _play(self, trainer: Trainer, pl_module: Any, factory: EnvFactory) -> EvaluationResult:
         """Play the episodes that fall to this rank."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        num_envs = min(self.num_envs, self.num_episodes)
+        num_envs = envs_for(self.num_episodes, self.num_envs)
         streams = datamodule.eval_streams(num_envs)
         if not streams.num_envs:
             return EvaluationResult([], [], 0, 0.0)

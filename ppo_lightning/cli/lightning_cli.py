@@ -166,12 +166,12 @@ class PPOLightningCLI(LightningCLI):
             if config.model.init_args.get(name) is not None:
                 raise ConfigurationError(f"--model.{name} is taken from the environment of --data.env: leave it out.")
         check_range("--trainer.gradient_clip_val", config.trainer.gradient_clip_val or 0, 0)
+        if config.init_from and self.subcommand != "fit":
+            raise ConfigurationError(f"--init_from is for fit: give --ckpt_path to {self.subcommand}.")
         if config.ckpt_path and config.init_from:
             raise ConfigurationError(
                 "--ckpt_path continues a run and --init_from starts a new one: give one of the two."
             )
-        if config.init_from and self.subcommand != "fit":
-            raise ConfigurationError(f"--init_from is for fit: give --ckpt_path to {self.subcommand}.")
         if not config.ckpt_path:
             _refuse_without_checkpoint(str(self.subcommand))
         if config.init_from:

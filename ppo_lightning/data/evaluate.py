@@ -46,6 +46,12 @@ class EvaluationResult:
         return sum(episode.length for episode in self.episodes)
 
 
+def envs_for(num_episodes: int, at_most: int) -> int:
+    """The number of environments that play ``num_episodes`` in the fewest rounds, with the fewest left idle."""
+    rounds = -(-num_episodes // at_most)
+    return -(-num_episodes // rounds)
+
+
 def episode_quotas(num_episodes: int, num_envs: int) -> Array:
     """How many episodes each of ``num_envs`` environments plays: ``(num_envs,)``, as equal as can be."""
     return num_episodes // num_envs + (np.arange(num_envs) < num_episodes % num_envs)
@@ -88,12 +94,12 @@ def evaluate(
         watch(np.flatnonzero(counter.is_playing))
     while not counter.is_done:
         actions = player.act(obs, counter.has_more)
-        showed = counter.is_playing
+        showed = counter.is_playing if watch is not None else None
         result = env.step(actions)
         counter.add(result, actions)
         player.reset(result.episode_starts)
         obs = result.obs
-        if watch is not None:
+        if watch is not None and showed is not None:
             watch(np.flatnonzero(showed & (counter.is_playing | ~result.episode_starts)))
     return EvaluationResult(counter.episodes, counter.rows, counter.action_steps, time.perf_counter() - started)
 
@@ -104,7 +110,7 @@ class _Player:
     def __init__(self, policy: PPOPolicy, env: VectorEnv, streams: Streams, temperature: float) -> None:
         self._policy = policy
         self._temperature = temperature
-        self._device = next(policy.model.parameters()).device
+        self._device = policy.device
         self._noise = _Noise(env, streams, self._device) if temperature > 0 else None
         self._num_envs = env.num_envs
         self._rows = np.arange(env.num_envs)
@@ -141,6 +147,8 @@ class _QuotaCounter:
         self._env = env
         self._statistics = EpisodeStatistics(env.num_envs)
         self._open = quotas.copy()
+        self.has_more = self._open > 0
+        """``(N,)``: environments with episodes to play."""
         self._max_num_steps = max_num_steps
         self._action_id = action_id
         self._cut = np.zeros(env.num_envs, dtype=bool)  # counted already, playing on where rows can't be reset
@@ -149,18 +157,13 @@ class _QuotaCounter:
         self.rows: list[int] = []
 
     @property
-    def has_more(self) -> Array:
-        """``(N,)``: environments with episodes to play."""
-        return self._open > 0
-
-    @property
     def is_playing(self) -> Array:
         """``(N,)``: environments whose running episode will count."""
         return self.has_more & ~self._cut
 
     @property
     def is_done(self) -> bool:
-        return not self._open.any()
+        return not self.has_more.any()
 
     def add(self, result: StepResult, actions: Array) -> None:
         if self._action_id is not None:
@@ -198,6 +201,8 @@ class _QuotaCounter:
     def _count(self, row: int, episode: Episode) -> None:
         if self._open[row]:
             self._open[row] -= 1
+            if not self._open[row]:
+                self.has_more = self._open > 0
             self.episodes.append(episode)
             self.rows.append(row)
 

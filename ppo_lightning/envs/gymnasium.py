@@ -150,7 +150,7 @@ class GymnasiumVectorEnv(VectorEnv):
         self.resets_in_next_step = self._reset_mode() == AutoresetMode.NEXT_STEP
         self.render_fps = int(self._metadata().get("render_fps") or 30)
         self._only_resets = np.zeros(self.num_envs, dtype=bool)
-        self._broken_off = np.zeros(self.num_envs, dtype=bool)
+        self._broken_off: Array | None = None  # rows to reset in the next step
 
     def _reset_mode(self) -> AutoresetMode:
         mode = self.env.metadata.get("autoreset_mode")
@@ -162,7 +162,7 @@ class GymnasiumVectorEnv(VectorEnv):
         return AutoresetMode(mode)
 
     def reset(self) -> ArrayObservation:
-        self._only_resets[:] = self._broken_off[:] = False
+        self._only_resets[:], self._broken_off = False, None
         obs, _ = self.env.reset(seed=self.seeds if self._is_one_each else self.seeds[0])
         return _own(obs)
 
@@ -172,13 +172,13 @@ class GymnasiumVectorEnv(VectorEnv):
 
     def end_episodes(self, rows: Array) -> bool:
         if self._is_one_each:
-            self._broken_off |= rows
+            self._broken_off = rows.copy() if self._broken_off is None else self._broken_off | rows
         return self._is_one_each
 
     def step(self, actions: Array) -> StepResult:
         result = self._step(actions)
-        if self._broken_off.any():
-            rows, self._broken_off = self._broken_off, np.zeros(self.num_envs, dtype=bool)
+        if self._broken_off is not None:
+            rows, self._broken_off = self._broken_off, None
             running = rows & ~result.episode_starts  # the others were reset in this step, at an end of their own
             if running.any():
                 result.obs = _own(self.env.reset(options={"reset_mask": running})[0])

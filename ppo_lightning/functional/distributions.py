@@ -6,6 +6,7 @@ which rank or row an environment lives in, and the hot loop draws nothing.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -43,7 +44,12 @@ class Categorical:
     """One of ``A`` actions with probability ``softmax(logits)``; ``logits`` is ``(B, A)``, actions ``(B,)`` int64."""
 
     def __init__(self, logits: Tensor) -> None:
-        self.log_probs = torch.log_softmax(at_least_float32(logits), dim=-1)
+        self._logits = at_least_float32(logits)
+
+    @functools.cached_property
+    def log_probs(self) -> Tensor:
+        """``(B, A)``, normalised."""
+        return torch.log_softmax(self._logits, dim=-1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         return self.log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
@@ -61,7 +67,7 @@ class Categorical:
         return -torch.empty_like(self.log_probs).exponential_().log()
 
     def mode(self) -> Tensor:
-        return self.log_probs.argmax(-1)
+        return self._logits.argmax(-1)
 
     def tempered(self, temperature: float) -> Categorical:
         return Categorical(self.log_probs / temperature)

@@ -7,6 +7,7 @@ from typing import Any, Union
 
 import numpy as np
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from ppo_lightning.core.checkpoint import network_from_checkpoint, read_checkpoint
@@ -39,6 +40,11 @@ class PPOPolicy:
         self.model = model
         self._state: State | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
     @torch.no_grad()
     def act(
         self,
@@ -57,7 +63,7 @@ class PPOPolicy:
                 torch's global generator.
         """
         check_range("temperature", temperature, 0)
-        tensors = as_observation(obs, next(self.model.parameters()).device)
+        tensors = obs if isinstance(obs, (Tensor, TensorDictBase)) else as_observation(obs, self.device)
         output = self._run(tensors)
         actions = _choose(output.distribution, temperature, noise)
         return (actions, output) if return_model_output else actions
@@ -76,14 +82,14 @@ class PPOPolicy:
         if self._state is not None and len(self._state) != len(done):
             self._state = None  # another number of rows: all begin anew
         if self._state is not None and done.any():
-            rows = torch.from_numpy(np.flatnonzero(done)).to(next(self.model.parameters()).device)
+            rows = torch.from_numpy(np.flatnonzero(done)).to(self.device)
             self._state = self._state.clone()
             self._state[rows] = self.model.initial_state(len(rows))  # type: ignore[operator]
 
     def keep(self, rows: np.ndarray[Any, Any]) -> None:
         """Go on with only the rows where ``rows (B,)`` is true: the next ``act`` gets their observations."""
         if self._state is not None:
-            self._state = self._state[torch.from_numpy(np.flatnonzero(rows)).to(next(self.model.parameters()).device)]
+            self._state = self._state[torch.from_numpy(np.flatnonzero(rows)).to(self.device)]
 
     def get_params(self) -> dict[str, Any]:
         """A copy of the network's parameters."""

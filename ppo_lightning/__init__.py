@@ -12,6 +12,7 @@ from ppo_lightning.callbacks import (
 )
 from ppo_lightning.core.errors import ConfigurationError, TrainingError
 from ppo_lightning.core.rollout import PPOBatch, PPOSequenceBatch, Rollout
+from ppo_lightning.curves import plot_runs
 from ppo_lightning.data import RolloutDataModule, RolloutDataset
 from ppo_lightning.envs import GymnasiumEnv, ProcgenEnv
 from ppo_lightning.loggers import run_loggers
@@ -45,5 +46,6 @@ __all__ = [
     "TrainingSummary",
     "VideoRecorder",
     "__version__",
+    "plot_runs",
     "run_loggers",
 ]

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 
 import ppo_lightning
+from ppo_lightning.commands import COMMANDS
 from ppo_lightning.commands.parser import ParserError
 from ppo_lightning.core.errors import ConfigurationError, close_names
 
@@ -32,13 +33,14 @@ def sentence_for(error: ParserError, args: Sequence[str]) -> str:
     wanted = [path, f"{path}.class_path", *(f"{path}.{name}".lstrip(".") for name in names)]
     given = [arg for arg in args if arg.startswith("--") and arg.partition("=")[0][2:] in wanted]
     where = f"{given[-1]}: " if given else f"--{path}: " if path else ""
+    command = args[0] if args else ""
     missing = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", reason)
     unknown = [name.rpartition(".")[2] for name in names] or [arg.rpartition("=")[2] for arg in given]
-    known = _known_names(path)
+    known = list(error.options) if command in COMMANDS else _known_names(path)
     if missing is not None:
         known, unknown = dir(importlib.import_module(missing[1])), [missing[2]]
     close = next(filter(None, (close_names(name, known) for name in unknown if name not in known)), "")
-    commands = [arg for arg in args[:1] if re.fullmatch(r"\w+", arg)]
+    commands = [command] if re.fullmatch(r"\w+", command) else []
     hint = "" if "choose from" in reason else close
     program = " ".join(["ppo-lightning", *(commands if "invalid choice" not in reason else [])])
     return f"{where}{reason.rstrip('.')}.{hint} See {program} --help."

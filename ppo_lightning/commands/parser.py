@@ -12,7 +12,9 @@ PROGRAM = "ppo-lightning"
 
 
 class ParserError(ConfigurationError):
-    """An argument or a configuration file that cannot be parsed."""
+    """An argument or a configuration file that cannot be parsed; ``options`` are the parser's own."""
+
+    options: tuple[str, ...] = ()
 
 
 class PPOArgumentParser(LightningArgumentParser):
@@ -20,4 +22,6 @@ class PPOArgumentParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Leave it to the program to say it."""
-        raise ParserError(message) from ex
+        error = ParserError(message)
+        error.options = tuple(action.dest for action in self._actions)
+        raise error from ex

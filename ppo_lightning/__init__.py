@@ -17,7 +17,7 @@ from ppo_lightning.data import RolloutDataModule, RolloutDataset
 from ppo_lightning.envs import GymnasiumEnv, ProcgenEnv
 from ppo_lightning.loggers import run_loggers
 from ppo_lightning.models import ActorCritic, ImpalaCNN, ImpalaPPOModel, MLPEncoder, NatureCNN, PPOModelOutput
-from ppo_lightning.policies import PPOPolicy
+from ppo_lightning.policies import PPOPolicy, export_onnx
 from ppo_lightning.version import __version__
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "TrainingSummary",
     "VideoRecorder",
     "__version__",
+    "export_onnx",
     "plot_runs",
     "run_loggers",
 ]

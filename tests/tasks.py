@@ -3,6 +3,7 @@
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector.utils import batch_space, iterate
 
 
 class Bandit(gymnasium.Env):
@@ -96,5 +97,51 @@ class DictWalk(Walk):
         return self._dict(obs), *rest
 
 
+class Drawn(gymnasium.Env):
+    """Episodes of eight steps; observations drawn from one space, actions of another and of it exactly."""
+
+    OBSERVATIONS = {
+        "vector": Walk.observation_space,
+        "double": spaces.Box(-10, 10, (3,), np.float64),
+        "image": spaces.Box(0, 255, (16, 18, 3), np.uint8),
+        "frames": spaces.Box(0, 255, (4, 36, 40), np.uint8),
+        "bits": spaces.MultiBinary(5),
+        "number": spaces.Discrete(6, start=-2),
+        # keys that are also names of outputs, of memory and of operations
+        "dict": spaces.Dict(
+            value=spaces.Box(-1, 1, (2, 2), np.float32),
+            state=spaces.Discrete(3),
+            cat=spaces.Box(0, 255, (8, 8, 3), np.uint8),
+            mean=spaces.MultiBinary(3),
+        ),
+    }
+    ACTIONS = {
+        "discrete": spaces.Discrete(4),
+        "started": spaces.Discrete(3, start=10),
+        "box": spaces.Box(np.array([-1, 0], np.float32), np.array([1, 0.5], np.float32)),
+        "unbounded": spaces.Box(-np.inf, np.inf, (3,), np.float64),
+        "whole": spaces.Box(-2, 3, (2,), np.int16),
+    }
+
+    def __init__(self, obs="vector", actions="discrete"):
+        self.observation_space, self.action_space = self.OBSERVATIONS[obs], self.ACTIONS[actions]
+        self.draws = batch_space(self.observation_space, 1)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.draws.seed(int(self.np_random.integers(2**31)))
+        self.steps = 0
+        return self._draw(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.steps += 1
+        return self._draw(), float(np.sum(action)), self.steps == 8, False, {}
+
+    def _draw(self):
+        return next(iter(iterate(self.draws, self.draws.sample())))
+
+
 for entry_point in (Bandit, Target, Walk, Broken, DictWalk):
     gymnasium.register(f"{entry_point.__name__}-v0", f"tests.tasks:{entry_point.__name__}")
+gymnasium.register("Drawn-v0", "tests.tasks:Drawn", disable_env_checker=True)

@@ -8,7 +8,8 @@ import yaml
 
 from tests.commands import LAST, METRICS, REPOSITORY, load, rows, run
 
-CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if path.stem != "debug")
+OVERLAYS = {"debug", "procgen_splits"}
+CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if path.stem not in OVERLAYS)
 NEEDS = {"lunarlander": "Box2D", "procgen_coinrun": "procgen"}
 DEBUG = REPOSITORY / "configs/debug.yaml"
 
@@ -47,3 +48,14 @@ def test_print_config_shows_what_it_says(config):
     model = {name: value for name, value in written["model"].items() if name != "network"}
     assert printed["model"]["init_args"].items() >= model.items()
     assert printed["seed_everything"] == written["seed_everything"]
+
+
+def test_the_procgen_splits_are_evaluated_each_on_its_levels():
+    coinrun, splits = (REPOSITORY / f"configs/{name}.yaml" for name in ("procgen_coinrun", "procgen_splits"))
+    needs(coinrun)
+    run("fit", "--config", coinrun, "--config", splits, "--config", DEBUG, "--trainer.enable_progress_bar=false")
+    assert {path.stem for path in LAST.parent.iterdir()} == {
+        *("last", "best_train", "best_val_sim", "best_val_true", "best_test")
+    }
+    for split in ("train", "val_sim", "val_true", "test"):
+        assert [step for step, _ in rows(column=f"eval/{split}/solved_fraction")] == [128]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from typing import Any, Optional
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ppo_lightning.callbacks.monitor import check_monitors
-from ppo_lightning.callbacks.schedule import Cadence, env_steps
+from ppo_lightning.callbacks.schedule import Cadence, env_steps, off_the_clock
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.metrics import log_metrics
 from ppo_lightning.data.episode_metrics import EpisodeMetrics
@@ -102,11 +101,8 @@ class Evaluation(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate if it is time."""
         if self.cadence.is_due(trainer):
-            started = time.perf_counter()
-            self.run(trainer, pl_module)
-            exclude = getattr(pl_module, "exclude_from_speed", None)
-            if exclude is not None:
-                exclude(time.perf_counter() - started)
+            with off_the_clock(pl_module):
+                self.run(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate for ``trainer.validate``."""

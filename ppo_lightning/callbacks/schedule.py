@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -55,6 +58,16 @@ def env_steps(trainer: Trainer) -> int:
     """Environment steps of the run so far, over all ranks."""
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     return int(datamodule.env_steps)
+
+
+@contextlib.contextmanager
+def off_the_clock(pl_module: Any) -> Iterator[None]:
+    """Leave the time that this takes out of ``time/sps``, which is the speed of training."""
+    started = time.perf_counter()
+    yield
+    exclude = getattr(pl_module, "exclude_from_speed", None)
+    if exclude is not None:
+        exclude(time.perf_counter() - started)
 
 
 def crossed(trainer: Trainer, every_n_env_steps: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -11,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from ppo_lightning.callbacks.evaluation import Evaluation
-from ppo_lightning.callbacks.schedule import Cadence, env_steps
+from ppo_lightning.callbacks.schedule import Cadence, env_steps, off_the_clock
 from ppo_lightning.core.errors import ConfigurationError, check_range, close_names
 from ppo_lightning.core.files import make_writable_folder
 from ppo_lightning.data.evaluate import episode_quotas, evaluate
@@ -52,6 +51,7 @@ class VideoRecorder(Callback):
         max_num_steps: cut longer episodes.
         fps: pictures a second; null is what the environment asks for.
         folder: of the files; null is ``videos/`` in the run's folder.
+        gif: write a small animated GIF beside each mp4 file.
         evaluation: whose splits to record; null is the Trainer's ``Evaluation`` callback.
     """
 
@@ -65,6 +65,7 @@ class VideoRecorder(Callback):
         max_num_steps: int = 1000,
         fps: Optional[int] = None,
         folder: Optional[str] = None,
+        gif: bool = False,
         evaluation: Optional[Evaluation] = None,
     ) -> None:
         check_range("VideoRecorder.num_episodes", num_episodes, 1)
@@ -80,6 +81,7 @@ class VideoRecorder(Callback):
         self.max_num_steps = max_num_steps
         self.fps = fps
         self.folder = folder
+        self.gif = gif
         self.recordings: list[Recording] = []
         """Of the last recording."""
         self._evaluation = evaluation
@@ -114,11 +116,8 @@ class VideoRecorder(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record if it is time."""
         if self.cadence.is_due(trainer) and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            started = time.perf_counter()
-            self.run(trainer, pl_module)
-            exclude = getattr(pl_module, "exclude_from_speed", None)
-            if exclude is not None:
-                exclude(time.perf_counter() - started)
+            with off_the_clock(pl_module):
+                self.run(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record for ``trainer.validate``."""
@@ -166,8 +165,10 @@ class VideoRecorder(Callback):
                     self.max_num_steps,
                     watch=watch,
                 )
-            for file in files:
+            for file, animation in zip(files, animations):
                 file.close()
+                if self.gif:
+                    file.path.with_suffix(".gif").write_bytes(animation.encode())
         finally:
             env.close()
             for file in files:

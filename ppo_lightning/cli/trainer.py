@@ -22,6 +22,7 @@ class RecordingTrainer(Trainer):
         num_episodes: int = 1,
         max_num_steps: int = 1000,
         fps: Optional[int] = None,
+        gif: bool = False,
         weights_only: Optional[bool] = None,
     ) -> None:
         """Record episodes of the agent of --ckpt_path as mp4 files.
@@ -34,6 +35,7 @@ class RecordingTrainer(Trainer):
             num_episodes: episodes of each split, each a file: the first ones that validate plays.
             max_num_steps: cut longer episodes.
             fps: pictures a second; what the environment asks for where it is left out.
+            gif: write a small animated GIF beside each mp4 file.
             weights_only: as for validate.
         """
         callbacks: list[Any] = self.callbacks  # type: ignore[has-type]
@@ -42,6 +44,7 @@ class RecordingTrainer(Trainer):
             num_episodes=num_episodes,
             max_num_steps=max_num_steps,
             fps=fps,
+            gif=gif,
             folder=out or str(run_folder(ckpt_path or "") / "videos"),
             evaluation=evaluation,
         )

@@ -1,8 +1,10 @@
-"""Folders that results are written to."""
+"""Files and folders that results are written to."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from ppo_lightning.core.errors import ConfigurationError
@@ -21,3 +23,26 @@ def make_writable_folder(folder: Path, flag: str, named: Path | None = None) -> 
         reason = error.strerror or str(error)
     if reason:
         raise ConfigurationError(f"{flag}={named or folder} cannot be written ({reason}): name a folder that can.")
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, flag: str = "--out") -> Iterator[Path]:
+    """A file beside ``path`` to write, which takes its place once all went well; its folder is made if it is missing.
+
+    Raises:
+        ConfigurationError: nothing can be written there, or no more; names ``flag``. A file that was there stays.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        yield part
+        part.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigurationError(
+            f"{flag}={path} cannot be written ({reason}): name a file in a folder that can."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from ppo_lightning.core.errors import ConfigurationError, close_names
+from ppo_lightning.core.files import written_whole
 from ppo_lightning.curves.panels import Line, Panel, kind_of
 
 # Okabe and Ito's palette, which colour-blind people can tell apart; its yellow is too pale for lines
@@ -167,14 +168,11 @@ def check_output(path: Path) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Write the picture whole or not at all; one that was there before stays until then."""
     ending = path.suffix.removeprefix(".").lower()
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.style.context(["default", _STYLE]):
+        with written_whole(path) as part, matplotlib.style.context(["default", _STYLE]):
             figure.savefig(part, format=ending, dpi=_DPI, metadata=_NO_DATE.get(ending))
-        os.replace(part, path)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
         reason = " ".join(str(error).split())
         raise ConfigurationError(f"--out={path} cannot be written ({reason}): name another file.") from error
-    finally:
-        part.unlink(missing_ok=True)

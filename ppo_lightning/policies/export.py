@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ppo_lightning.core.checkpoint import network_from_checkpoint, read_checkpoint
 from ppo_lightning.core.errors import ConfigurationError
+from ppo_lightning.core.files import written_whole
 from ppo_lightning.core.spaces import space_from_dict, space_to_dict
 from ppo_lightning.policies.graph import PolicyGraph
 from ppo_lightning.policies.onnx_check import largest_difference, rounding
@@ -58,41 +59,15 @@ def export_onnx(ckpt_path: Union[str, Path], out: Union[str, Path]) -> OnnxFile:
     if path.suffix != ".onnx" or path.is_dir():
         what = "is a folder" if path.is_dir() else "does not end in .onnx"
         raise ConfigurationError(f"--out={out} {what}: name a file like policy.onnx.")
-    with _written_whole(path) as part:
+    with written_whole(path) as part:
         _import_exporter()
         checkpoint = read_checkpoint(ckpt_path, "--ckpt_path")
         graph = _graph_of(checkpoint)
         proto, outputs = _to_onnx(graph)
-        with _writing(path):
-            part.write_bytes(_serialized(proto, _metadata(checkpoint, graph)))
+        part.write_bytes(_serialized(proto, _metadata(checkpoint, graph)))
         difference = _check(part, graph)
     inputs = dict(zip(graph.input_names, _example(graph)))
     return OnnxFile(path, _described(inputs), _described(outputs), difference)
-
-
-@contextlib.contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write, which takes its place once all went well."""
-    part = path.with_name(f"{path.name}.part")
-    with _writing(path):
-        part.touch()
-    try:
-        yield part
-        with _writing(path):
-            part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigurationError(
-            f"--out={path} cannot be written ({error.strerror or error}): choose a file in a folder that exists, may "
-            "be written to and has room."
-        ) from error
 
 
 def _import_exporter() -> None:

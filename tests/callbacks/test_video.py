@@ -157,6 +157,13 @@ def test_an_animation_drops_pictures_but_not_time():
     assert sum(durations) == pytest.approx(1000 * 300 / 20, rel=0.02)
 
 
+def test_a_gif_beside_each_file(tmp_path):
+    for recording in record(tmp_path, num_episodes=2, gif=True).recordings:
+        image = Image.open(recording.path.with_suffix(".gif"))
+        assert image.n_frames == recording.length + 1
+        assert image.info["duration"] == 140  # in hundredths of a second; 1/7 is 142.9
+
+
 def test_tensorboard_gets_it_at_the_environment_step(tmp_path):
     fit(
         make_ppo(),

@@ -157,11 +157,8 @@ def test_missing_packages_are_named_with_what_installs_them(monkeypatch, package
         (["--ckpt_path=a.ckpt", "--out=policy.pt"], ["--out=policy.pt", "does not end in .onnx", "policy.onnx"]),
         (["--ckpt_path=a.ckpt", "--out=folder"], ["--out=folder", "is a folder", "policy.onnx"]),
         (["--ckpt_path=a.ckpt", "--out=folder.onnx"], ["--out=folder.onnx", "is a folder"]),
-        (
-            ["--ckpt_path=a.ckpt", "--out=no/policy.onnx"],
-            ["--out=no/policy.onnx", "No such file", "folder that exists"],
-        ),
-        (["--ckpt_path=a.ckpt", "--out=notes.onnx/policy.onnx"], ["--out=notes.onnx/policy.onnx", "Not a directory"]),
+        (["--ckpt_path=a.ckpt", "--out=/proc/no/policy.onnx"], ["--out=/proc/no/policy.onnx", "cannot be written"]),
+        (["--ckpt_path=a.ckpt", "--out=notes.onnx/policy.onnx"], ["--out=notes.onnx/policy.onnx", "cannot be written"]),
     ],
 )
 def test_bad_input_is_refused(args, words):
@@ -190,7 +187,7 @@ def test_what_cannot_be_written_leaves_the_older_file(monkeypatch, method):
     original = getattr(Path, method)
 
     def full(path, *args, **kwargs):
-        if path.name == "policy.onnx.part":
+        if path.name.endswith(".part"):
             raise OSError(28, "No space left on device")
         return original(path, *args, **kwargs)
 
@@ -199,6 +196,12 @@ def test_what_cannot_be_written_leaves_the_older_file(monkeypatch, method):
         "--ckpt_path=a.ckpt", "--out=policy.onnx"
     )
     assert Path("policy.onnx").read_text() == "older"
+
+
+def test_a_missing_folder_is_made():
+    save()
+    run("export", "--ckpt_path=a.ckpt", "--out=exports/new/policy.onnx")
+    assert [path.name for path in Path("exports/new").iterdir()] == ["policy.onnx"]
 
 
 def test_a_network_beyond_the_limit_of_one_file_is_refused(monkeypatch):

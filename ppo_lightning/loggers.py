@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any, Union
 
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
@@ -42,7 +44,25 @@ class AppendingCSVLogger(CSVLogger):
 class _AppendingWriter(ExperimentWriter):
     def __init__(self, log_dir: str, resume_step: int | None) -> None:
         self._resume_step = resume_step
+        self._last: dict[str, Any] | None = None  # the row that was written last
         super().__init__(log_dir)
+
+    def save(self) -> None:
+        """Append; what is logged at the step of the last row joins that row, so that an iteration is one."""
+        if not self.metrics:
+            return
+        rows: list[dict[str, Any]] = []
+        if self._last is not None and self._last["step"] == self.metrics[0]["step"]:
+            rows.append(self._last)
+            _truncate_last_line(Path(self.metrics_file_path))
+        for metrics in self.metrics:
+            if rows and rows[-1]["step"] == metrics["step"]:
+                rows[-1] = {**rows[-1], **metrics}
+            else:
+                rows.append(metrics)
+        self.metrics = rows
+        super().save()
+        self._last = rows[-1]
 
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
@@ -56,6 +76,20 @@ class _AppendingWriter(ExperimentWriter):
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
             writer.writeheader()
             writer.writerows(rows)
+        if rows:
+            self._last = {**rows[-1], "step": int(rows[-1]["step"])}
+
+
+def _truncate_last_line(path: Path) -> None:
+    with path.open("r+b") as file:
+        content_end = file.seek(0, os.SEEK_END)
+        position = content_end - 1  # before the last newline
+        while position > 0:
+            file.seek(position - 1)
+            if file.read(1) == b"\n":
+                break
+            position -= 1
+        file.truncate(position)
 
 
 def run_loggers(
@@ -80,3 +114,15 @@ def run_loggers(
 def _next_version(folder: Path) -> int:
     numbers = [path.name.removeprefix("version_") for path in folder.glob("version_*")]
     return max((int(number) for number in numbers if number.isdigit()), default=-1) + 1
+
+
+def run_folder_of(trainer: Trainer) -> Path:
+    """The folder of a run, the same on every rank: where the first logger's name and version say, as for Lightning's
+    own checkpoints, or the default root without a logger. ``trainer.log_dir`` is no folder of its own for some loggers.
+    """
+    folder = Path(trainer.default_root_dir)
+    if trainer.loggers:
+        logger = trainer.loggers[0]
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        folder = Path(logger.save_dir or folder, str(logger.name), version)
+    return Path(trainer.strategy.broadcast(str(folder)))

@@ -95,7 +95,26 @@ def test_a_run_that_ended_badly_after_its_checkpoint_loses_and_doubles_nothing()
         file.write(",".join("192" if name == "step" else "" for name in csv_header()) + "\n")
     run("fit", RESUME, "--data.total_timesteps=192")
     assert [row["step"] for row in csv_rows(RUN) if "train/value_loss" in row] == ["64", "128", "192"]
-    assert [row["step"] for row in csv_rows(RUN)].count("192") == 2  # the iteration, and the evaluation at its end
+    assert [row["step"] for row in csv_rows(RUN)] == ["64", "128", "192"]
+
+
+def test_what_is_logged_at_one_step_is_one_row():
+    logger = run_loggers(".")[1]
+    logger.log_metrics({"a": 1.0, "b": 2.0}, 5)
+    logger.log_metrics({"a": 3.0}, 10)
+    logger.log_metrics({"b": 4.0}, 10)
+    logger.log_metrics({"c": 5.0}, 10)
+    logger.log_metrics({"a": 6.0}, 15)
+    assert csv_rows(RUN) == [
+        {"a": "1.0", "b": "2.0", "step": "5"},
+        {"a": "3.0", "b": "4.0", "c": "5.0", "step": "10"},
+        {"a": "6.0", "step": "15"},
+    ]
+    finish(run_loggers("."))
+    second = run_loggers(".", version=0, resume_step=10)
+    second[1].log_metrics({"c": 7.0}, 10)
+    finish(second)
+    assert csv_rows(RUN)[1:] == [{"a": "3.0", "b": "4.0", "c": "7.0", "step": "10"}]
 
 
 def csv_header():

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from ppo_lightning.callbacks.monitor import check_monitors, is_any_evaluation_fresh
 from ppo_lightning.callbacks.schedule import crossed, env_steps, is_last_iteration
 from ppo_lightning.core.errors import check_range
+from ppo_lightning.loggers import run_folder_of
 
 _SECONDS_BETWEEN_SAVES = 2.0
 
@@ -113,7 +114,7 @@ def relative_path(path: Union[str, Path]) -> str:
 
 def checkpoint_folder(trainer: Trainer) -> Path:
     """``checkpoints/`` in the run's folder, or in the default root where there is no logger."""
-    return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+    return run_folder_of(trainer) / "checkpoints"
 
 
 def _best_name(monitor: str) -> str:

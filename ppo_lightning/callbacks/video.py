@@ -16,6 +16,7 @@ from ppo_lightning.core.files import make_writable_folder
 from ppo_lightning.data.evaluate import episode_quotas, evaluate
 from ppo_lightning.data.seeding import Streams
 from ppo_lightning.envs.base import Array, EnvFactory
+from ppo_lightning.loggers import run_folder_of
 from ppo_lightning.policies.ppo import PPOPolicy
 from ppo_lightning.video import Animation, Mp4File, check_video_packages
 
@@ -109,7 +110,7 @@ class VideoRecorder(Callback):
         }
         for factory in self._factories.values():
             _check_rendering(factory)
-        self._files_at = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "videos")
+        self._files_at = Path(self.folder or run_folder_of(trainer) / "videos")
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             make_writable_folder(self._files_at, "VideoRecorder.folder")
 

@@ -43,7 +43,7 @@ from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.files import make_writable_folder
 from ppo_lightning.core.spaces import space_to_dict
 from ppo_lightning.data import RolloutDataModule
-from ppo_lightning.loggers import NAME, run_loggers
+from ppo_lightning.loggers import NAME, run_folder_of, run_loggers
 
 _SMALL_NETWORK = 100_000  # parameters
 _LINKED_SPACES = "observation_space", "action_space"
@@ -73,10 +73,11 @@ class RunConfigCallback(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it once, on the first rank."""
-        log_dir = trainer.log_dir
-        if log_dir is None or self.already_saved or not trainer.is_global_zero:
+        if not trainer.loggers or self.already_saved:
             return
-        folder = Path(log_dir)
+        folder = run_folder_of(trainer)
+        if not trainer.is_global_zero:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         names = ["config.yaml", *(f"config_{number}.yaml" for number in range(1, 10_000))]
         path = next(folder / name for name in names if not (folder / name).exists())
@@ -141,7 +142,8 @@ class PPOLightningCLI(LightningCLI):
         if checkpoint is not None and not values(given, "--config", "-c"):
             config = config_of_run(run_folder(checkpoint))
             if config is not None:
-                given[1:1] = ["--config", str(config), "--init_from=null", *root_of_run(config)]
+                quiet = [] if given[0] == "fit" else ["--trainer.logger=false"]
+                given[1:1] = ["--config", str(config), "--init_from=null", *root_of_run(config), *quiet]
             elif not values(given, "--init_from"):
                 read_checkpoint(checkpoint, "--ckpt_path")  # its own mistakes before those of missing settings
         self.config = parser.parse_args(name_env_class(given))

@@ -100,7 +100,7 @@ def evaluate(
         player.reset(result.episode_starts)
         obs = result.obs
         if watch is not None and showed is not None:
-            watch(np.flatnonzero(showed & (counter.is_playing | ~result.episode_starts)))
+            watch(np.flatnonzero(np.where(result.episode_starts, counter.is_playing, showed)))
     return EvaluationResult(counter.episodes, counter.rows, counter.action_steps, time.perf_counter() - started)
 
 

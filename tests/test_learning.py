@@ -26,8 +26,8 @@ def test_the_critic_learns():
     ppo = make_ppo(learning_rate=1e-2, gamma=0.0, gae_lambda=1.0, clip_vloss=False)
     data = make_data("tests.tasks:Walk-v0", 40, num_envs=16, num_steps=16, update_epochs=4)
     explained = []
-    finish = ppo._finish_iteration
-    ppo._finish_iteration = lambda: (
+    finish = ppo.finish_iteration
+    ppo.finish_iteration = lambda: (
         finish(),
         explained.append(float(ppo.trainer.callback_metrics["train/explained_variance"])),
     )

@@ -49,7 +49,7 @@ def accept_value(value_type: Any, value: Any, flag: str) -> Any:
     except ConfigurationError:
         raise
     except Exception as error:
-        wanted = getattr(value_type, "__name__", str(value_type).replace("typing.", ""))
+        wanted = value_type.__name__ if isinstance(value_type, type) else str(value_type).replace("typing.", "")
         raise ConfigurationError(f"{flag}={value!r} is not accepted: it should be {wanted}.") from error
 
 

@@ -19,7 +19,7 @@ from ppo_lightning.data.dataset import RolloutDataset
 from ppo_lightning.data.episodes import EpisodeStatistics
 from ppo_lightning.data.seeding import Streams
 from ppo_lightning.data.trainer_settings import refuse_meaningless_settings
-from ppo_lightning.envs.base import EnvFactory
+from ppo_lightning.envs.base import EnvFactory, error_of_split
 from ppo_lightning.envs.gymnasium import GymnasiumEnv
 
 
@@ -132,7 +132,10 @@ class RolloutDataModule(LightningDataModule):
         if not settings:
             return self.env
         factory = self.env.with_settings(settings, flag)
-        probe = factory.make([0])
+        try:
+            probe = factory.make([0])
+        except ConfigurationError as error:
+            raise error_of_split(error, flag) from error
         probe.close()
         for name in ("observation_space", "action_space"):
             own, others = getattr(self, name), getattr(probe, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,12 @@ class EnvFactory(ABC):
         try:
             return type(self)(**own)
         except ConfigurationError as error:
-            raise ConfigurationError(f"{flag}: {str(error).replace('--data.env.', '')}") from error
+            raise error_of_split(error, flag) from error
+
+
+def error_of_split(error: ConfigurationError, flag: str) -> ConfigurationError:
+    """What is wrong with an environment whose settings were not given to ``--data.env`` but to ``flag``."""
+    return ConfigurationError(f"{flag}: {re.sub(r'--data.env([.]|: )', '', str(error))}")
 
 
 def take_rows(obs: ArrayObservation, rows: Array) -> ArrayObservation:

@@ -169,7 +169,7 @@ class OnPolicyModule(LightningModule):
     def draw_noise(self, num_steps: int, generators: Sequence[torch.Generator]) -> Tensor:
         """The random numbers of a rollout's actions, ``(T, N, …)``."""
         assert self.action_space is not None
-        dtype = at_least_float32(next(self.parameters())[:0]).dtype
+        dtype = at_least_float32(next(self.parameters()).flatten()[:0]).dtype
         return draw_noise(self.action_space, num_steps, generators, dtype, self.device)
 
     def act(self, obs: Observation, noise: Tensor, state: State | None) -> ActOutput:

@@ -142,6 +142,27 @@ class Drawn(gymnasium.Env):
         return next(iter(iterate(self.draws, self.draws.sample())))
 
 
-for entry_point in (Bandit, Target, Walk, Broken, DictWalk):
+class Wage(gymnasium.Env):
+    """Episodes of ``length`` steps, each paying ``wage``; observed are the steps so far, ``width`` times."""
+
+    action_space = spaces.Discrete(2)
+    stepped = 0  # of all of this process
+
+    def __init__(self, length=3, wage=1.0, width=2):
+        self.length, self.wage, self.width = length, wage, width
+        self.observation_space = spaces.Box(-1, np.inf, (width,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(self.width, np.float32), {}
+
+    def step(self, action):
+        Wage.stepped += 1
+        self.steps += 1
+        return np.full(self.width, self.steps, np.float32), self.wage, self.steps >= self.length, False, {}
+
+
+for entry_point in (Bandit, Target, Walk, Broken, DictWalk, Wage):
     gymnasium.register(f"{entry_point.__name__}-v0", f"tests.tasks:{entry_point.__name__}")
 gymnasium.register("Drawn-v0", "tests.tasks:Drawn", disable_env_checker=True)

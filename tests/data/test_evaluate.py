@@ -1,3 +1,6 @@
+import importlib.util
+
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -7,9 +10,11 @@ from torch import nn
 from ppo_lightning.core.errors import TrainingError
 from ppo_lightning.data.evaluate import episode_quotas, evaluate
 from ppo_lightning.data.seeding import Streams
+from ppo_lightning.envs import GymnasiumEnv, ProcgenEnv
+from ppo_lightning.functional.distributions import draw_noise
 from ppo_lightning.models import PPOModelOutput
 from ppo_lightning.policies import PPOPolicy
-from tests.toy import make_toy, play_plain_toy
+from tests.toy import ToyEnv, make_toy, play_plain_toy
 
 MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP]
 # an episode lasts 1, 2, 9 or 4 steps, by seed and number
@@ -169,3 +174,248 @@ def test_a_policy_may_go_on_to_another_number_of_environments(num_envs):
     policy = PPOPolicy(CountingNetwork())
     play(2, 2, policy=policy)
     assert episodes_of(play(num_envs, 4, policy=policy)) == episodes_of(play(num_envs, 4, network=CountingNetwork()))
+
+
+# -- rows that have played their quota
+
+
+class Noting(nn.Module):
+    """Notes how many rows each forward pass sees."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.rows = network, []
+        if hasattr(network, "initial_state"):
+            self.initial_state = network.initial_state
+
+    def forward(self, obs, *state):
+        self.rows.append(len(obs))
+        return self.network(obs, *state)
+
+
+@pytest.mark.parametrize("network", [ToyNetwork, CountingNetwork])
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_that_have_played_their_quota_no_longer_reach_the_network(mode, network):
+    noting = Noting(network())
+    result = play(4, 4, mode, network=noting)
+    # one episode of 1, 2, 9 and 4 steps
+    assert noting.rows == [4, 3, 2, 2, 1, 1, 1, 1, 1]
+    assert sorted(episode.length for episode in result.episodes) == [1, 2, 4, 9]
+
+
+def test_a_single_row_of_many_is_left_out_later():
+    """Leaving out rows costs a copy: it is done once an eighth of them is through."""
+    noting = Noting(ToyNetwork())
+    env = make_toy(range(16), script=[(1, "terminated"), *[(3, "terminated")] * 15])
+    evaluate(PPOPolicy(noting), env, Streams(1, 0, 16), np.ones(16, dtype=int), 0.0)
+    env.close()
+    assert noting.rows == [16, 16, 16]
+
+
+class SampledCounting(CountingNetwork):
+    """Two thirds of its probability follow its memory: an action says both what it remembers and what was drawn."""
+
+    def forward(self, obs, state):
+        logits = nn.functional.one_hot(state[:, 0] % 3, 3) * 1.4
+        return PPOModelOutput(logits=logits, value=obs[:, 0], hidden=obs), state + 1
+
+
+def sampled_episodes(seed, quota, mode, network):
+    """A plain loop over one environment with the noise of its own stream, one draw a step of the environment."""
+    generators = Streams(1, seed, 1).eval_generators()
+    noise = torch.cat(
+        [draw_noise(gymnasium.spaces.Discrete(3), 64, generators, torch.float32, torch.device("cpu")) for _ in range(4)]
+    )
+    env, episodes, draw = ToyEnv(script=SCRIPT), [], 0
+    for number in range(quota):
+        obs, rewards, ended = env.reset(**({"seed": seed} if number == 0 else {}))[0], [], False
+        state = network.initial_state(1) if hasattr(network, "initial_state") else None
+        while not ended:
+            states = [] if state is None else [state]
+            output = network(torch.as_tensor(obs)[None], *states)
+            output, state = output if isinstance(output, tuple) else (output, None)
+            action = int(output.distribution.sample(noise[draw]))
+            draw += 1
+            obs, reward, terminated, truncated, _ = env.step(action)
+            rewards.append(reward)
+            ended = terminated or truncated
+        episodes.append((sum(rewards), len(rewards)))
+        draw += mode == AutoresetMode.NEXT_STEP  # the step that only resets
+    return episodes
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("network", [lambda: ToyNetwork(1.0), SampledCounting])
+@pytest.mark.parametrize("num_episodes", [4, 11])
+def test_sampled_episodes_equal_a_plain_loop_though_rows_are_left_out(mode, network, num_episodes):
+    expected = []
+    for seed, quota in enumerate(episode_quotas(num_episodes, 4)):
+        expected += sampled_episodes(seed, quota, mode, network())
+    assert episodes_of(play(4, num_episodes, mode, network=network(), temperature=1.0)) == sorted(expected)
+
+
+# -- counting an action
+
+
+def action_steps(mode, quotas, action_id, script=SCRIPT, **kwargs):
+    env = make_toy(range(len(quotas)), mode, script=script)
+    result = evaluate(
+        PPOPolicy(CountingNetwork()),
+        env,
+        Streams(1, 0, len(quotas)),
+        np.array(quotas),
+        0.0,
+        action_id=action_id,
+        **kwargs,
+    )
+    env.close()
+    return result.action_steps, result.steps
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("action_id", "count"), [(0, 1 + 1 + 3 + 2), (1, 1 + 3 + 1), (2, 3 + 1)])
+def test_an_action_is_counted_in_counted_episodes_only(mode, action_id, count):
+    """Actions are 0, 1, 2, 0, … from each episode's start; the episodes last 1, 2, 9 and 4 steps."""
+    assert action_steps(mode, [1, 1, 1, 1], action_id) == (count, 16)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_reset_steps_take_no_action(mode):
+    """Two steps an episode, so actions 0 and 1; the reset steps between, where there are any, would be 2 and 0."""
+    script = [(2, "terminated")]
+    assert [action_steps(mode, [4, 3], action, script)[0] for action in (0, 1, 2)] == [7, 7, 0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_of_cut_episodes_the_actions_before_the_cut_are_counted(mode):
+    script = [(50, "terminated")]
+    counts = [action_steps(mode, [3, 2], action, script, max_num_steps=4)[0] for action in (0, 1, 2)]
+    assert counts == [10, 5, 5]  # 0, 1, 2, 0 in each of five episodes
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_of_cut_episodes_that_run_on_the_actions_after_the_cut_are_not_counted(mode):
+    env = make_toy([0], mode, script=[(6, "terminated")])
+    env.end_episodes = lambda rows: False
+    result = evaluate(
+        PPOPolicy(CountingNetwork()), env, Streams(1, 0, 1), np.array([2]), 0.0, max_num_steps=2, action_id=2
+    )
+    assert (result.action_steps, result.steps) == (0, 4)
+
+
+# -- pictures
+
+
+def pictures(mode, quotas, script, can_end=True, **kwargs):
+    """``(seed, episode, step)`` of every state that ``watch`` is told to show."""
+    env, shown = make_toy(range(len(quotas)), mode, script=script), []
+    if not can_end:
+        env.end_episodes = lambda rows: False
+    reset, step, now = env.reset, env.step, []
+
+    def noting_reset():
+        now[:] = [reset()]
+        return now[0]
+
+    def noting_step(actions):
+        result = step(actions)
+        now[:] = [result.obs]
+        return result
+
+    env.reset, env.step = noting_reset, noting_step
+    evaluate(
+        PPOPolicy(ToyNetwork()),
+        env,
+        Streams(1, 0, len(quotas)),
+        np.array(quotas),
+        0.0,
+        watch=lambda rows: shown.extend(tuple(map(int, now[0][row])) for row in rows),
+        **kwargs,
+    )
+    env.close()
+    return shown
+
+
+def states(seed, episode, last):
+    return [(seed, episode, step) for step in range(last + 1)]
+
+
+def test_next_step_shows_every_state_of_the_counted_episodes_once():
+    shown = pictures(MODES[1], [2, 1], [(3, "terminated"), (2, "truncated")])
+    assert sorted(shown) == [*states(0, 0, 3), *states(0, 1, 2), *states(1, 0, 2)]
+
+
+def test_same_step_shows_every_state_but_the_last_which_is_gone():
+    shown = pictures(MODES[0], [2, 1], [(3, "terminated"), (2, "truncated")])
+    assert sorted(shown) == [*states(0, 0, 2), *states(0, 1, 1), *states(1, 0, 1)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cut_episode_is_shown_to_its_cut(mode):
+    shown = pictures(mode, [2, 1], [(9, "terminated")], max_num_steps=3)
+    assert sorted(shown) == [*states(0, 0, 3), *states(0, 1, 3), *states(1, 0, 3)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_runs_on_after_its_cut_is_not_shown_and_the_next_episode_from_its_first_state(mode):
+    shown = pictures(mode, [2], [(5, "terminated")], can_end=False, max_num_steps=2)
+    assert shown == [*states(0, 0, 2), *states(0, 1, 2)]
+
+
+# -- max_num_steps with simulators that can and cannot break off
+
+
+class Leaning(nn.Module):
+    """A good policy for CartPole: pushes to where the pole falls."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, obs):
+        falling = obs[:, 2] + 0.3 * obs[:, 3]
+        return PPOModelOutput(logits=torch.stack([-falling, falling], dim=1), value=obs[:, 0], hidden=obs)
+
+
+def cart_pole(vectorization, quotas, max_num_steps):
+    streams = Streams(3, 0, len(quotas))
+    env = GymnasiumEnv("CartPole-v1", vectorization=vectorization).make(streams.eval_env_seeds())
+    steps = []
+    step = env.step
+    env.step = lambda actions: (steps.append(1), step(actions))[1]
+    result = evaluate(PPOPolicy(Leaning()), env, streams, np.array(quotas), 0.0, max_num_steps)
+    env.close()
+    return [episode.length for episode in result.episodes], len(steps)
+
+
+@pytest.mark.parametrize(
+    ("vectorization", "steps"),
+    # the third episode begins after twice 20 steps and a reset each; one that cannot be reset plays on to its end
+    [("sync", 62), ("async", 62), ("vector_entry_point", None)],
+)
+def test_the_limit_holds_in_every_form_of_a_gymnasium_environment(vectorization, steps):
+    lengths, played = cart_pole(vectorization, [3, 2], 20)
+    assert lengths == [20] * 5  # each lasts far longer by itself
+    if steps is None:
+        assert played > 2 * 100
+    else:
+        assert played == steps
+
+
+@pytest.mark.skipif(importlib.util.find_spec("procgen") is None, reason="procgen has no wheel here")
+def test_the_limit_holds_in_procgen():
+    class Still(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, obs):
+            logits = nn.functional.one_hot(torch.full((len(obs),), 4), 15) * self.weight
+            return PPOModelOutput(logits=logits, value=logits[:, 0], hidden=logits)
+
+    streams = Streams(3, 0, 3)
+    env = ProcgenEnv("coinrun", distribution_mode="easy", num_threads=0).make(streams.eval_env_seeds())
+    result = evaluate(PPOPolicy(Still()), env, streams, np.array([3, 2, 1]), 0.0, max_num_steps=10, action_id=4)
+    env.close()
+    assert [(episode.length, episode.solved) for episode in result.episodes] == [(10, False)] * 6
+    assert result.action_steps == 60

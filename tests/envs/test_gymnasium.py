@@ -5,7 +5,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.envs import GymnasiumEnv
@@ -282,3 +282,76 @@ def test_a_vector_environment_that_does_not_reset_itself_is_refused():
     with pytest.raises(ConfigurationError, match="autoreset_mode"):
         GymnasiumVectorEnv(env, [0])
     assert isinstance(env.single_action_space, spaces.Discrete)
+
+
+# -- breaking off episodes
+
+
+def final_states(result):
+    """``{row: the last state of its episode}`` of the rows that ended."""
+    ended = np.flatnonzero(result.terminated | result.truncated)
+    assert (result.final_obs is None) == (len(ended) == 0)
+    return {} if not len(ended) else dict(zip(ended.tolist(), states_of(result.final_obs).tolist()))
+
+
+@pytest.mark.parametrize("vectorizer", [SyncVectorEnv, AsyncVectorEnv])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("obs", ["box", "dict"])
+def test_a_row_that_is_broken_off_is_reset_and_no_other(mode, obs, vectorizer):
+    """Both episodes last three steps; after step ``when`` row 0 is broken off, at 2 in the step that would end it."""
+    for when in (1, 2):
+        env = make_toy([0, 1], mode, vectorizer, obs=obs, script=((3, "truncated"),))
+        env.reset()
+        for _ in range(when):
+            env.step(np.zeros(2, dtype=np.int64))
+        assert env.end_episodes(np.array([True, False]))
+        result = env.step(np.array([2, 2]))
+        ends = when == 2  # row 1 ends
+        assert result.valid.tolist() == [False, True]
+        assert result.episode_starts.tolist() == [True, ends and mode == AutoresetMode.SAME_STEP]
+        assert result.terminated.tolist() == [False, False]
+        assert result.truncated.tolist() == [False, ends]
+        assert result.rewards.tolist() == [0, 100 + when + 0.5]
+        assert states_of(result.obs)[0].tolist() == [0, 1, 0]
+        assert final_states(result) == ({1: [1, 0, 3]} if ends else {})
+        after = [env.step(np.zeros(2, dtype=np.int64)) for _ in range(3)]
+        assert [states_of(step.obs)[0].tolist() for step in after[:2]] == [[0, 1, 1], [0, 1, 2]]
+        assert [bool(step.valid[0]) for step in after] == [True] * 3
+        assert [bool(step.truncated[0]) for step in after] == [False, False, True]
+        assert final_states(after[2])[0] == [0, 1, 3]
+        env.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_that_are_broken_off_again_and_again(mode):
+    env = make_toy([0, 1], mode, script=((9, "terminated"),))
+    env.reset()
+    seen = []
+    for _ in range(3):
+        env.end_episodes(np.array([True, False]))
+        env.end_episodes(np.array([False, True]))  # both wait for the next step
+        result = env.step(np.zeros(2, dtype=np.int64))
+        seen.append(result.obs.tolist())
+        assert not result.valid.any()
+        assert env.step(np.zeros(2, dtype=np.int64)).valid.all()
+    assert seen == [[[0, number, 0], [1, number, 0]] for number in (1, 2, 3)]
+    env.close()
+
+
+def test_a_reset_forgets_what_was_to_be_broken_off():
+    env = make_toy([0])
+    env.reset()
+    env.end_episodes(np.array([True]))
+    env.reset()
+    assert env.step(np.zeros(1, dtype=np.int64)).valid.all()
+    env.close()
+
+
+def test_a_vectorised_form_of_its_own_cannot_break_off():
+    env = GymnasiumEnv("CartPole-v1", vectorization="vector_entry_point").make([0, 1])
+    env.reset()
+    assert not env.end_episodes(np.array([True, True]))
+    result = env.step(np.zeros(2, dtype=np.int64))
+    assert result.valid.all()
+    assert not result.episode_starts.any()
+    env.close()

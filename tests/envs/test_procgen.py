@@ -137,3 +137,69 @@ def test_nothing_is_printed():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def level_seeds(env):
+    return [info["level_seed"] for info in env._simulator.get_info()]
+
+
+@needs_procgen
+def test_a_row_that_is_broken_off_starts_its_next_level_and_no_other_row_notices():
+    """Two simulators of one seed; in one of them row 0 is broken off in a step in which another row ends."""
+    num_envs, options = 8, {"seeds": range(8), "distribution_mode": "easy"}
+    actions, oracle = np.full(num_envs, 4), make("bigfish", **options)
+    oracle.reset()
+    expected = [oracle.step(actions) for _ in range(150)]
+    when = next(t for t, step in enumerate(expected) if t > 5 and step.terminated[1:].any() and not step.terminated[0])
+    levels, env = level_seeds(oracle), make("bigfish", **options)
+    env.reset()
+    for step in range(when):
+        assert np.array_equal(env.step(actions).obs, expected[step].obs)
+    before = level_seeds(env)
+    assert env.end_episodes(np.arange(num_envs) == 0)
+    for step in range(when, 150):
+        result = env.step(actions)
+        for name in ("obs", "rewards", "terminated", "episode_starts", "solved", "valid"):
+            assert np.array_equal(getattr(result, name)[1:], getattr(expected[step], name)[1:]), name
+        if step == when:
+            flags = result.valid, result.terminated, result.truncated, result.episode_starts
+            assert [bool(flag[0]) for flag in flags] == [False, False, False, True]
+            assert result.rewards[0] == 0
+            assert result.terminated[1:].any()
+            assert level_seeds(env)[0] != before[0]
+            assert level_seeds(env)[0] == next_level_of_row_0(expected, options)
+        else:
+            assert result.valid.all()
+    assert level_seeds(env)[1:] == levels[1:]
+    oracle.close()
+    env.close()
+
+
+def next_level_of_row_0(expected, options):
+    """The level that row 0 plays after its first one has ended by itself."""
+    env = make("bigfish", **options)
+    env.reset()
+    first = level_seeds(env)[0]
+    for _ in range(500):
+        if env.step(np.full(8, 4)).episode_starts[0]:
+            break
+    following = level_seeds(env)[0]
+    env.close()
+    assert following != first
+    return following
+
+
+@needs_procgen
+def test_a_broken_off_row_pays_nothing_even_where_its_action_would_have():
+    """The action of a broken-off row is replaced, whatever it was; all rows at once work too."""
+    env = make("bigfish", seeds=range(4), distribution_mode="easy")
+    env.reset()
+    for _ in range(3):
+        env.end_episodes(np.ones(4, dtype=bool))
+        result = env.step(np.array([0, 4, 8, 14]))
+        assert not result.valid.any()
+        assert not result.rewards.any()
+        assert not result.terminated.any()
+        assert result.episode_starts.all()
+        assert env.step(np.full(4, 4)).valid.all()
+    env.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
@@ -52,6 +52,10 @@ class EvaluationEarlyStopping(EarlyStopping):
         """Look at the monitor before any work."""
         super().setup(trainer, pl_module, stage)
         check_monitors(trainer)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting; ``patience`` is what this run was given."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare, if the score is of these parameters."""

@@ -29,6 +29,7 @@ class RunCheckpoint(Checkpoint):
         check_range("--checkpoint.save_freq", save_freq, 0)
         self.save_freq = save_freq
         self._saved_at = 0.0
+        self._saved_evaluation = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what is due."""
@@ -42,6 +43,12 @@ class RunCheckpoint(Checkpoint):
         if is_fresh or is_due or is_last_iteration(trainer):
             save_whole(trainer, folder / "last.ckpt")
             self._saved_at = time.monotonic()
+        self._saved_evaluation = is_fresh
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save an evaluation that came after the last iteration's end."""
+        if is_any_evaluation_fresh(trainer) and not self._saved_evaluation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            save_whole(trainer, checkpoint_folder(trainer) / "last.ckpt")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say how an interrupted run goes on."""
@@ -96,6 +103,10 @@ class BestCheckpoint(ModelCheckpoint):
         """Compare and save, if the score is of these parameters."""
         if is_any_evaluation_fresh(trainer):
             super().on_train_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare an evaluation that came after the last iteration's end; to compare twice changes nothing."""
+        self.on_train_epoch_end(trainer, pl_module)
 
 
 def save_whole(trainer: Trainer, path: Path) -> None:

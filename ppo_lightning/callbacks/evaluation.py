@@ -104,6 +104,11 @@ class Evaluation(Callback):
             with off_the_clock(pl_module):
                 self.run(trainer, pl_module)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate what a callback after this one ended: Lightning calls ``EarlyStopping`` and the like last."""
+        if not self.is_fresh(trainer):
+            self.run(trainer, pl_module)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate for ``trainer.validate``."""
         if not trainer.sanity_checking and trainer.state.fn == "validate":

@@ -45,8 +45,15 @@ class TrainingSummary(Callback):
         if not self.log_freq:
             return
         self._window.append(dict(pl_module.iteration_metrics))  # type: ignore[arg-type]
-        if len(self._window) < self.log_freq and not is_last_iteration(trainer):
-            return
+        if len(self._window) >= self.log_freq or is_last_iteration(trainer):
+            self._sum_up(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sum up the rest where a callback after this one ended training, as ``EarlyStopping`` does."""
+        if self._window:
+            self._sum_up(trainer)
+
+    def _sum_up(self, trainer: Trainer) -> None:
         summary = summarize(self._window)
         self._window = []
         log_metrics(trainer, {f"summary/{name}": value for name, value in summary.items()}, env_steps(trainer))

@@ -23,6 +23,9 @@ class Scores(Evaluation):
         trainer.callback_metrics["eval/return_mean"] = torch.tensor(float(score))
         self._evaluated_at = trainer.datamodule.env_steps
 
+    def on_train_end(self, trainer, pl_module):
+        """Nothing, where the last score was left out."""
+
 
 def load(path):
     return torch.load(path, weights_only=True)

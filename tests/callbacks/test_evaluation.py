@@ -156,7 +156,10 @@ class FirstStep(nn.Module):
 
 
 def wages(**kwargs):
-    recorder, evaluation = Recorder(), Evaluation(**{"num_episodes": 6, "num_envs": 4, "every_n_iterations": 1} | kwargs)
+    recorder, evaluation = (
+        Recorder(),
+        Evaluation(**{"num_episodes": 6, "num_envs": 4, "every_n_iterations": 1} | kwargs),
+    )
     ppo = make_ppo(network=FirstStep(), learning_rate=1e-9, log_action_id=1)
     fit(ppo, make_data(GymnasiumEnv(WAGE)), callbacks=[evaluation, recorder])
     return recorder.metrics[-1], evaluation
@@ -268,7 +271,9 @@ def test_a_split_needs_a_name_that_can_be_one(name):
 def test_two_evaluations_of_one_split_are_refused():
     first, second = (Evaluation(splits={"val": {}, other: {}}) for other in ("a", "b"))
     refused("two Evaluation callbacks have a split named 'val'", first, second)
-    refused("two Evaluation callbacks have no named split", Evaluation(splits={"val": None}), Evaluation(), Evaluation())
+    refused(
+        "two Evaluation callbacks have no named split", Evaluation(splits={"val": None}), Evaluation(), Evaluation()
+    )
 
 
 def test_two_evaluations_of_different_splits_are_both_logged():

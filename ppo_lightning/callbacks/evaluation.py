@@ -46,7 +46,7 @@ class Evaluation(Callback):
         temperature: float = 0.0,
         num_envs: int = 64,
         max_num_steps: Optional[int] = None,
-        splits: Optional[dict[str, Optional[dict[str, Any]]]] = None,
+        splits: Optional[dict[str, Optional[dict]]] = None,  # dict[str, Any] would read a class_path in it too early
     ) -> None:
         check_range("--evaluation.num_episodes", num_episodes, 1)
         check_range("--evaluation.temperature", temperature, 0)

@@ -195,7 +195,8 @@ class PPOLightningCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with this package's callbacks and, unless others are configured, its two loggers."""
         config = self.config_init[self.subcommand].trainer
-        callbacks: list[Any] = list(config.callbacks or [])
+        given = config.callbacks or []
+        callbacks: list[Any] = list(given) if isinstance(given, Sequence) else [given]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if self._is_json:  # nothing else on standard output
             config.enable_progress_bar = False

@@ -39,7 +39,8 @@ class RunCheckpoint(Checkpoint):
         if self.save_freq and crossed(trainer, self.save_freq):
             save_whole(trainer, folder / f"step_{env_steps(trainer)}.ckpt")
         is_fresh = is_any_evaluation_fresh(trainer)
-        is_due = time.monotonic() - self._saved_at >= _SECONDS_BETWEEN_SAVES
+        # saving waits for all ranks, so it is the first one's clock that counts
+        is_due = trainer.strategy.broadcast(time.monotonic() - self._saved_at >= _SECONDS_BETWEEN_SAVES)
         if is_fresh or is_due or is_last_iteration(trainer):
             save_whole(trainer, folder / "last.ckpt")
             self._saved_at = time.monotonic()

@@ -13,13 +13,13 @@ _WHEN = "evaluation plays whole episodes when --evaluation.every_n_iterations or
 _UPDATE = "an update takes its minibatches from one rollout: set --data.num_minibatches and --data.update_epochs"
 _EPISODES = "evaluation plays --evaluation.num_episodes"
 
-# name: (values that are fine, why others are not)
+# name: (values that are fine, why others are not); 1 is one batch and 1.0 all of them
 _FIT: dict[str, tuple[tuple[Any, ...], str]] = {
     "check_val_every_n_epoch": ((1,), _WHEN),
     "val_check_interval": ((1.0,), _WHEN),
-    "limit_val_batches": ((0, 1.0), _EPISODES),
+    "limit_val_batches": ((0, 0.0, 1.0), _EPISODES),
     "limit_train_batches": ((1.0,), _UPDATE),
-    "overfit_batches": ((0,), _UPDATE),
+    "overfit_batches": ((0, 0.0), _UPDATE),
 }
 _VALIDATE = {"limit_val_batches": ((1.0,), _EPISODES)}
 _TEST = {"limit_test_batches": ((1.0,), _EPISODES)}
@@ -39,7 +39,7 @@ def refuse_meaningless_settings(trainer: Trainer, stage: str) -> None:
         return
     for name, (fine, reason) in {"fit": _FIT, "validate": _VALIDATE, "test": _TEST}.get(stage, {}).items():
         value = getattr(trainer, name)
-        if value not in fine:
+        if not any(value == one and type(value) is type(one) for one in fine):
             raise ConfigurationError(f"--trainer.{name}={value} means nothing here: {reason}.")
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:

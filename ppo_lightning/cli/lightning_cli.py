@@ -200,6 +200,7 @@ class PPOLightningCLI(LightningCLI):
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if self._is_json:  # nothing else on standard output
             config.enable_progress_bar = False
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
             self.config_init[self.subcommand].summary.verbose = False
         elif config.enable_progress_bar is not False and not has_bar:
             callbacks.append(EnvStepProgressBar())

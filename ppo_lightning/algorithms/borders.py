@@ -18,6 +18,11 @@ class IterationBorders(Callback):
         """Begin at the steps so far."""
         self._set_step(trainer, 0)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Give Lightning the batch size: ``self.log(…, on_epoch=True)`` would look for it row by row, and fail."""
+        results: Any = trainer._results
+        results.batch_size = len(batch)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End at the steps now; Lightning logs an epoch's metrics one below its count."""
         pl_module.finish_iteration()  # type: ignore[operator]

@@ -15,11 +15,11 @@ _EPISODES = "evaluation plays --evaluation.num_episodes"
 
 # name: (values that are fine, why others are not); 1 is one batch and 1.0 all of them
 _FIT: dict[str, tuple[tuple[Any, ...], str]] = {
+    "overfit_batches": ((0, 0.0), _UPDATE),  # before the limits, which it sets
     "check_val_every_n_epoch": ((1,), _WHEN),
     "val_check_interval": ((1.0,), _WHEN),
     "limit_val_batches": ((0, 0.0, 1.0), _EPISODES),
     "limit_train_batches": ((1.0,), _UPDATE),
-    "overfit_batches": ((0, 0.0), _UPDATE),
 }
 _VALIDATE = {"limit_val_batches": ((1.0,), _EPISODES)}
 _TEST = {"limit_test_batches": ((1.0,), _EPISODES)}

@@ -1,6 +1,7 @@
 """The command line: what a run leaves, choosing parts, starting from weights, evaluating."""
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -316,3 +317,126 @@ def test_ctrl_c_stops_cleanly_and_the_run_goes_on():
     assert load(LAST)["RolloutDataModule"]["env_steps"] == done + 128
     steps = logged(rows(column="train/value_loss"))
     assert steps == list(range(64, done + 129, 64))
+
+
+# -- splits, tables and JSON
+
+
+NIL = {"nil": {"wrappers": [{"class_path": "tests.test_resume.Negative"}]}}
+SPLITS = f"--evaluation.splits={json.dumps({'val': {}, **NIL})}"
+
+
+def numbers(metrics, split):
+    """What a table's row should say."""
+    mean, interval = metrics[f"eval/{split}return_mean"], metrics[f"eval/{split}return_ci95"]
+    return f"{mean:.2f} ± {interval:.2f}"
+
+
+def test_fit_prints_json_and_nothing_else():
+    outcome = run("fit", *WALK, SPLITS, "--model.log_action_id=1", "--json")
+    report = json.loads(outcome.out)
+    assert report["env_steps"] == 128
+    assert (report["num_episodes"], report["temperature"], report["max_num_steps"]) == (4, 0, None)
+    assert {name: rows(column=name) for name in report["metrics"]} == {
+        name: [(128, value)] for name, value in report["metrics"].items()
+    }
+    assert {name.split("/")[1] for name in report["metrics"]} == {"val", "nil"}
+    assert "eval/nil/action_1_fraction" in report["metrics"]
+    assert report["best_checkpoints"] == {
+        f"eval/{split}/return_mean": str(RUN / f"checkpoints/best_{split}.ckpt") for split in ("val", "nil")
+    }
+
+
+@pytest.mark.parametrize("name", ["validate", "test"])
+def test_an_evaluation_prints_json_with_the_numbers_of_the_table_and_of_the_log(name):
+    run("fit", *WALK, SPLITS)
+    report = json.loads(run(name, RESUME, "--json").out)
+    assert report["checkpoint"] == str(LAST)
+    assert report["env_steps"] == 128
+    assert {column for column in rows()[0] if column.startswith("eval/")} == report["metrics"].keys()
+    for column, value in report["metrics"].items():
+        assert rows(column=column) == [(128, value)]
+    table = run(name, RESUME).out
+    for split in ("val", "nil"):
+        (row,) = [line for line in table.splitlines() if f"│ {split} " in line]
+        assert numbers(report["metrics"], f"{split}/") in row
+        assert f"{report['metrics'][f'eval/{split}/steps']:.0f}" in row
+
+
+def test_json_is_alone_also_where_a_progress_bar_is_configured():
+    bar = ["--trainer.callbacks=RichProgressBar", "--trainer.enable_progress_bar=true"]
+    assert json.loads(run("fit", *WALK, *bar, "--json").out)["env_steps"] == 128
+    assert json.loads(run("validate", RESUME, "--json").out)["env_steps"] == 128
+
+
+def test_the_table_has_a_row_a_split_and_the_fraction_of_the_logged_action():
+    table = run("fit", *WALK, SPLITS, "--model.log_action_id=1").out
+    lines = [line for line in table.splitlines() if line.startswith("│")]
+    assert [line.split("│")[1].strip() for line in lines] == ["val", "nil"]
+    header = next(line for line in table.splitlines() if "return (mean ± 95 %)" in line)
+    assert "action 1" in header
+    assert "base return" not in header  # the same
+    for split, line in zip(("val", "nil"), lines):
+        ((_, fraction),) = rows(column=f"eval/{split}/action_1_fraction")
+        assert f"{100 * fraction:.1f} %" in line
+
+
+def test_the_splits_of_a_run_are_those_of_its_checkpoint_unless_others_are_given():
+    run("fit", *WALK, SPLITS)
+    assert config_of()["evaluation"]["splits"] == {"val": {}, **NIL}
+    again = json.loads(run("validate", RESUME, "--json").out)["metrics"]
+    assert again["eval/nil/return_mean"] == pytest.approx(-again["eval/val/return_mean"])
+    assert again["eval/nil/return_mean"] != 0
+    other = json.loads(run("validate", RESUME, "--json", '--evaluation.splits={"mine": {}}').out)["metrics"]
+    assert other["eval/mine/return_mean"] == again["eval/val/return_mean"]
+
+
+def test_each_split_has_its_best_checkpoint_and_the_end_names_them():
+    out = run("fit", *WALK, SPLITS).out
+    for split in ("val", "nil"):
+        assert (RUN / f"checkpoints/best_{split}.ckpt").is_file()
+        assert f"Best checkpoint (return of {split} " in out
+    assert not BEST.exists()
+
+
+def refused_config(text):
+    """The sentence for a configuration file, having seen that nothing was written."""
+    Path("a.yaml").write_text(text)
+    sentence = sentence_of(command("fit", *WALK, "--config=a.yaml"))
+    assert [path.name for path in Path().iterdir()] == ["a.yaml"]
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ("evaluation:\n  splits:\n    val: {}\n    test: {}\n    val: {kwargs: {}}\n", "val", 5),
+        ("model:\n  gamma: 0.5\n  gae_lambda: 0.9\n  gamma: 0.6\n", "gamma", 4),
+        ("data:\n  num_envs: 4\nmodel:\n  gamma: 0.9\ndata:\n  num_steps: 8\n", "data", 5),
+        ("trainer: {max_epochs: 3, max_epochs: 4}\n", "max_epochs", 1),
+    ],
+)
+def test_a_setting_that_is_written_twice_is_refused_with_its_line(text, key, line):
+    sentence = refused_config(text)
+    assert f"--config=a.yaml: '{key}' is given twice, again in line {line}: leave one of them out." in sentence
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_split_that_is_named_twice_on_the_command_line_is_refused(joined):
+    value = '{"a": {}, "b": {}, "a": {"kwargs": {}}}'
+    flags = [f"--evaluation.splits={value}"] if joined else ["--evaluation.splits", value]
+    sentence = sentence_of(command("fit", *WALK, *flags))
+    assert "--evaluation.splits: 'a' is given twice: leave one of them out." in sentence
+    assert not list(Path().iterdir())
+
+
+def test_the_same_setting_in_two_places_is_no_mistake():
+    Path("a.yaml").write_text("model: {gamma: 0.5}\nevaluation: {splits: {a: {kwargs: {}}, b: {kwargs: {}}}}\n")
+    run("fit", *WALK, "--config=a.yaml", "--model.gamma=0.75")
+    assert config_of()["model"]["init_args"]["gamma"] == 0.75
+
+
+def test_yaml_anchors_and_merges_are_no_repetition():
+    Path("a.yaml").write_text("evaluation:\n  splits:\n    a: &a {vectorization: sync}\n    b: {<<: *a, kwargs: {}}\n")
+    run("fit", *WALK, "--config=a.yaml")
+    assert config_of()["evaluation"]["splits"]["b"] == {"vectorization": "sync", "kwargs": {}}

@@ -437,6 +437,8 @@ def test_the_same_setting_in_two_places_is_no_mistake():
 
 
 def test_yaml_anchors_and_merges_are_no_repetition():
-    Path("a.yaml").write_text("evaluation:\n  splits:\n    a: &a {vectorization: sync}\n    b: {<<: *a, kwargs: {}}\n")
+    Path("a.yaml").write_text(
+        "evaluation:\n  splits:\n    a: &a {vectorization: sync}\n    c: &c {kwargs: {}}\n    b: {<<: *a, <<: *c}\n"
+    )
     run("fit", *WALK, "--config=a.yaml")
     assert config_of()["evaluation"]["splits"]["b"] == {"vectorization": "sync", "kwargs": {}}

@@ -128,6 +128,13 @@ def test_the_rest_is_summed_up_where_training_is_ended_early():
     assert list(summaries()) == [64, 96]
 
 
+def test_the_rest_is_in_no_later_summary():
+    callbacks = [TrainingSummary(2, verbose=False), RunCheckpoint()]
+    fit(data=make_data(iterations=3), callbacks=callbacks, logger=run_loggers("."), enable_checkpointing=True)
+    checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["callbacks"]["TrainingSummary"] == {"window": []}
+
+
 def test_log_freq_0_logs_and_prints_nothing(capsys):
     train(TrainingSummary(0))
     assert summaries() == {}

@@ -336,7 +336,8 @@ def test_fit_prints_json_and_nothing_else():
     outcome = run("fit", *WALK, SPLITS, "--model.log_action_id=1", "--json")
     report = json.loads(outcome.out)
     assert report["env_steps"] == 128
-    assert (report["num_episodes"], report["temperature"], report["max_num_steps"]) == (4, 0, None)
+    settings = {"num_episodes": 4, "temperature": 0.0, "max_num_steps": None}
+    assert report["splits"] == [{"split": split, **settings} for split in ("val", "nil")]
     assert {name: rows(column=name) for name in report["metrics"]} == {
         name: [(128, value)] for name, value in report["metrics"].items()
     }

@@ -32,6 +32,31 @@ def test_the_learning_rate_monitor_logs_at_environment_steps():
     ]
 
 
+def test_the_learning_rate_monitor_sees_the_rate_of_the_iteration_that_begins():
+    run("fit", *WALK, "--trainer.callbacks=LearningRateMonitor", "--model.anneal_lr=true")
+    assert rows(column="lr-Adam") == [(0, 5e-4), (64, 2.5e-4)]
+
+
+@pytest.mark.parametrize("every", [1, 3, 4, 50, 0])
+def test_log_every_n_steps_counts_optimiser_steps(every):
+    # 32 environment steps an iteration: their multiples never come one before a multiple of 4
+    ppo = LoggingPPO(network=SMALL_NETWORK)
+    fit(ppo, make_data(iterations=4), logger=run_loggers(".", 0), log_every_n_steps=every)
+    assert ppo.trainer.log_every_n_steps == every
+    optimiser_steps = [step for step in range(16) if every and (step + 1) % every == 0]
+    logged_values = [value for _, value in rows(column="mine_step")] if optimiser_steps else []
+    assert logged_values == [10 * (step // 4 + 1) + step % 4 for step in optimiser_steps]
+
+
+def test_a_package_that_is_missing_is_one_sentence(monkeypatch):
+    def missing(*args, **kwargs):
+        raise ModuleNotFoundError("`DeviceStatsMonitor` cannot log CPU stats as `psutil` is not installed.")
+
+    monkeypatch.setattr("lightning.pytorch.callbacks.DeviceStatsMonitor.setup", missing)
+    sentence = sentence_of(command("fit", *WALK, "--trainer.callbacks=DeviceStatsMonitor"))
+    assert "`psutil` is not installed: install it" in sentence
+
+
 def test_steps_stay_exact_beyond_what_float32_holds():
     data = make_data(total_timesteps=2**24 + 1 + 64)
     data.env_steps = 2**24 + 1

@@ -222,8 +222,8 @@ class OnPolicyModule(LightningModule):
                 for _ in range(steps):
                     config.scheduler.step()  # type: ignore[call-arg]
 
-    def on_train_epoch_start(self) -> None:
-        """Set this iteration's learning rate."""
+    def start_iteration(self) -> None:
+        """Set this iteration's learning rate, before callbacks look at it."""
         source = self._source
         self._steps_at_start = source.env_steps
         self._update_stopped = False

@@ -1,4 +1,4 @@
-"""What happens at the borders of iterations before any other callback acts."""
+"""What happens at the borders of iterations and minibatches before any other callback acts."""
 
 from __future__ import annotations
 
@@ -8,25 +8,46 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class IterationBorders(Callback):
-    """The first callback: sets the x axis of Lightning's own parts, and finishes iterations that were cut short.
+    """The first callback: starts and finishes iterations, and sets the x axis of Lightning's own parts.
 
     ``self.log``, ``LearningRateMonitor`` and the like log at Lightning's count of optimiser steps. Set to the
     environment steps at each border of iterations, it goes on by one a minibatch: one x axis for everything.
+    ``--trainer.log_every_n_steps`` counts optimiser steps as ever.
     """
 
+    def __init__(self) -> None:
+        self._log_every_n_steps = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember what the user set."""
+        settings: Any = trainer
+        self._log_every_n_steps = settings.log_every_n_steps
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin at the steps so far."""
+        """Begin at the steps so far, with this iteration's learning rate."""
+        pl_module.start_iteration()  # type: ignore[operator]
         self._set_step(trainer, 0)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Give Lightning the batch size: ``self.log(…, on_epoch=True)`` would look for it row by row, and fail."""
-        results: Any = trainer._results
-        results.batch_size = len(batch)
+        """Say whether this optimiser step is to be logged, which Lightning would read off the environment steps.
+
+        And the batch size: ``self.log(…, on_epoch=True)`` would look for it row by row, and fail.
+        """
+        settings: Any = trainer
+        every = self._log_every_n_steps
+        settings.log_every_n_steps = int(every > 0 and (trainer.global_step + 1) % every == 0)
+        settings._results.batch_size = len(batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End at the steps now; Lightning logs an epoch's metrics one below its count."""
         pl_module.finish_iteration()  # type: ignore[operator]
         self._set_step(trainer, 1)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put back what the user set."""
+        settings: Any = trainer
+        if stage == "fit" and self._log_every_n_steps:
+            settings.log_every_n_steps = self._log_every_n_steps
 
     def _set_step(self, trainer: Trainer, offset: int) -> None:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]

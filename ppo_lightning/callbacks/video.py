@@ -88,6 +88,7 @@ class VideoRecorder(Callback):
         self._evaluation = evaluation
         self._factories: dict[str, EnvFactory] = {}
         self._files_at = Path()
+        self._recorded_at: int | None = None
 
     # -- Lightning's hooks
 
@@ -111,14 +112,23 @@ class VideoRecorder(Callback):
         for factory in self._factories.values():
             _check_rendering(factory)
         self._files_at = Path(self.folder or run_folder_of(trainer) / "videos")
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self._may_record(trainer):
             make_writable_folder(self._files_at, "VideoRecorder.folder")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record if it is time."""
-        if self.cadence.is_due(trainer) and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.cadence.is_due(trainer) and self._may_record(trainer):
             with off_the_clock(pl_module):
                 self.run(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record what a callback after this one ended, as ``EarlyStopping`` does."""
+        if self._recorded_at != env_steps(trainer) and self._may_record(trainer):
+            self.run(trainer, pl_module)
+
+    @staticmethod
+    def _may_record(trainer: Trainer) -> bool:
+        return trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record for ``trainer.validate``."""
@@ -129,7 +139,7 @@ class VideoRecorder(Callback):
 
     def run(self, trainer: Trainer, pl_module: Any) -> list[Recording]:
         """Record every split now."""
-        self.recordings = []
+        self.recordings, self._recorded_at = [], env_steps(trainer)
         was_training = pl_module.training
         pl_module.eval()
         try:

@@ -60,13 +60,14 @@ def root_of_run(config: Path) -> list[str]:
 class _StrictLoader(yaml.SafeLoader):
     """Plain YAML takes the second of two equal keys and forgets the first."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)  # as it is written, before ``<<`` is merged in
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen and key.value != "<<":
                 raise TwiceError(f"{key.value!r} is given twice, again in line {key.start_mark.line + 1}")
             seen.add(key.value)
-        return cast(dict[Any, Any], super().construct_mapping(node, deep))
+        return cast(yaml.MappingNode, node)
 
 
 class TwiceError(ValueError):

@@ -291,18 +291,19 @@ class PPOLightningCLI(LightningCLI):
         return [callback for callback in callbacks if isinstance(callback, kind)]
 
     def _report(self, **more: Any) -> None:
-        evaluation, steps = self._callbacks(Evaluation)[0], self.datamodule.env_steps
-        if not evaluation.metrics or not self.trainer.is_global_zero:
+        steps, evaluations = self.datamodule.env_steps, [own for own in self._callbacks(Evaluation) if own.metrics]
+        if not evaluations or not self.trainer.is_global_zero:
             return
         if self._is_json:
             checkpoint = self.config[self.subcommand].ckpt_path
-            print(evaluation_json(evaluation, steps, checkpoint=checkpoint, **more))
+            print(evaluation_json(evaluations, steps, checkpoint=checkpoint, **more))
             return
         title = f"Evaluation after {steps:,} environment steps"
         speed = self.trainer.callback_metrics.get("time/sps")
         if speed is not None:
             title += f", {float(speed):,.0f} steps/s"
-        console().print(evaluation_table(evaluation, title))
+        for evaluation in evaluations:
+            console().print(evaluation_table(evaluation, title))
 
 
 def _refuse_without_checkpoint(command: str) -> None:

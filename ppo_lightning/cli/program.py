@@ -61,6 +61,10 @@ def main(args: Optional[Sequence[str]] = None) -> None:
         _fail(" ".join(str(error).split()), EXIT_CONFIGURATION)
     except TrainingError as error:
         _fail(str(error), EXIT_TRAINING)
+    except ModuleNotFoundError as error:
+        _fail(
+            " ".join(str(error).split()).rstrip(".") + ": install it, or leave out what needs it.", EXIT_CONFIGURATION
+        )
     except Exception as error:
         cause = _configuration_error(error)
         if cause is None:

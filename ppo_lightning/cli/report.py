@@ -36,10 +36,16 @@ def evaluation_table(evaluation: Evaluation, title: str) -> Table:
     return table
 
 
-def evaluation_json(evaluation: Evaluation, env_steps: int, **more: Any) -> str:
+def evaluation_json(evaluations: Sequence[Evaluation], env_steps: int, **more: Any) -> str:
     """The same numbers, under the names that they are logged by."""
-    settings = {name: getattr(evaluation, name) for name in ("num_episodes", "temperature", "max_num_steps")}
-    return json.dumps({**more, "env_steps": env_steps, **settings, "metrics": evaluation.metrics}, indent=2)
+    names = ("num_episodes", "temperature", "max_num_steps")
+    splits = [
+        {"split": split, **{name: getattr(evaluation, name) for name in names}}
+        for evaluation in evaluations
+        for split in evaluation.splits
+    ]
+    metrics = {name: value for evaluation in evaluations for name, value in evaluation.metrics.items()}
+    return json.dumps({**more, "env_steps": env_steps, "splits": splits, "metrics": metrics}, indent=2)
 
 
 def recordings_json(recordings: Sequence[Recording], checkpoint: str) -> str:

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from lightning.pytorch.callbacks import EarlyStopping
 from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -19,12 +20,12 @@ from tests.commands import LAST, WALK, command, run, sentence_of
 from tests.runs import equal, fit, make_data, make_ppo, make_trainer, weights
 from tests.tasks import Walk
 
-ID = "tests.callbacks.test_video:Drawn-v0"
+ID = "tests.callbacks.test_video:Pictured-v0"
 DRAWN = [ID if arg.endswith("Walk-v0") else arg for arg in WALK]
 DRAWN[1] = f"--data.env.id={ID}"
 
 
-class Drawn(Walk):
+class Pictured(Walk):
     """A walk whose pictures are as bright as its steps are many."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 7}
@@ -44,7 +45,7 @@ class Blind(Walk):
     """Renders nothing."""
 
 
-class DrawnImages(Drawn):
+class PicturedImages(Pictured):
     """Has other spaces in another level."""
 
     @property
@@ -52,7 +53,7 @@ class DrawnImages(Drawn):
         return spaces.Box(-np.inf, np.inf, (4 + self.level,), np.float32)
 
 
-for entry_point in (Drawn, Blind, DrawnImages):
+for entry_point in (Pictured, Blind, PicturedImages):
     gymnasium.register(f"{entry_point.__name__}-v0", f"tests.callbacks.test_video:{entry_point.__name__}")
 
 
@@ -106,6 +107,12 @@ def test_its_own_temperature_wins(tmp_path):
 def test_at_the_chosen_moments_and_at_the_end(tmp_path, cadence, steps):
     record(tmp_path, iterations=4, **cadence)
     assert {path.name for path in (tmp_path / "videos").iterdir()} == {f"step_{step}_episode_0.mp4" for step in steps}
+
+
+def test_the_end_that_a_later_callback_brings_is_recorded_once(tmp_path):
+    stopping = EarlyStopping("train/loss", patience=1, min_delta=1e9)  # Lightning calls it last
+    record(tmp_path, stopping, iterations=9)
+    assert [path.name for path in (tmp_path / "videos").iterdir()] == ["step_64_episode_0.mp4"]
 
 
 def test_training_goes_on_exactly_as_without(tmp_path):

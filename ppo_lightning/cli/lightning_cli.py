@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ppo_lightning.algorithms import PPO
@@ -35,6 +35,7 @@ from ppo_lightning.cli.arguments import (
     values,
 )
 from ppo_lightning.cli.report import console, evaluation_json, evaluation_table, recordings_json
+from ppo_lightning.cli.run_config import RunConfigCallback
 from ppo_lightning.cli.trainer import RecordingTrainer
 from ppo_lightning.commands import COMMANDS
 from ppo_lightning.commands.parser import PROGRAM, PPOArgumentParser
@@ -43,7 +44,7 @@ from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.files import make_writable_folder
 from ppo_lightning.core.spaces import space_to_dict
 from ppo_lightning.data import RolloutDataModule
-from ppo_lightning.loggers import NAME, run_folder_of, run_loggers
+from ppo_lightning.loggers import NAME, run_loggers
 
 _SMALL_NETWORK = 100_000  # parameters
 _LINKED_SPACES = "observation_space", "action_space"
@@ -63,26 +64,6 @@ _PARSER_TEXTS: dict[str, Any] = {
     "video": {"allow_abbrev": False, "description": "Record episodes of the agent of --ckpt_path as mp4 files."},
     "test": {"allow_abbrev": False, "description": "Evaluate the agent of --ckpt_path and print a table."},
 }
-
-
-class RunConfigCallback(SaveConfigCallback):
-    """Writes ``config.yaml`` into the run's folder; a run that continues there adds ``config_<n>.yaml`` beside it."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet: a run that is refused leaves no trace in the folder of the one it would have continued."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it once, on the first rank."""
-        if not trainer.loggers or self.already_saved:
-            return
-        folder = run_folder_of(trainer)
-        if not trainer.is_global_zero:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        names = ["config.yaml", *(f"config_{number}.yaml" for number in range(1, 10_000))]
-        path = next(folder / name for name in names if not (folder / name).exists())
-        self.parser.save(self.config, path, skip_none=False, overwrite=False, multifile=False)
-        self.already_saved = True
 
 
 class PPOLightningCLI(LightningCLI):
@@ -262,9 +243,9 @@ class PPOLightningCLI(LightningCLI):
         self._report(best_checkpoints=paths)
         if self.trainer.is_global_zero and not self._is_json:
             for callback in best:
-                split = callback.monitor.removeprefix("eval/").removesuffix("return_mean").rstrip("/")
-                of = " of ".join(["return", *([split] if split else [])])
-                print(f"Best checkpoint ({of} {callback.best_model_score:.4g}): {paths[callback.monitor]}")
+                *split, metric = callback.monitor.removeprefix("eval/").split("/")
+                what = " of ".join([metric.removesuffix("_mean").replace("_", " "), *split])
+                print(f"Best checkpoint ({what} {callback.best_model_score:.4g}): {paths[callback.monitor]}")
 
     def after_validate(self) -> None:
         """The table."""

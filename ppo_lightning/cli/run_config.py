@@ -1,0 +1,28 @@
+"""The configuration of a run, in its folder."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+from ppo_lightning.loggers import run_folder_of
+
+
+class RunConfigCallback(SaveConfigCallback):
+    """Writes ``config.yaml`` into the run's folder; a run that continues there adds ``config_<n>.yaml`` beside it."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet: a run that is refused leaves no trace in the folder of the one it would have continued."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it once, on the first rank."""
+        if not trainer.loggers or self.already_saved:
+            return
+        folder = run_folder_of(trainer)
+        if not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        names = ["config.yaml", *(f"config_{number}.yaml" for number in range(1, 10_000))]
+        path = next(folder / name for name in names if not (folder / name).exists())
+        self.parser.save(self.config, path, skip_none=False, overwrite=False, multifile=False)
+        self.already_saved = True

@@ -1,9 +1,11 @@
 """TensorBoard and CSV: one folder, one exact x axis, continued by a resumed run."""
 
 import csv
+import itertools
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ppo_lightning import run_loggers
@@ -120,3 +122,34 @@ def test_what_is_logged_at_one_step_is_one_row():
 def csv_header():
     with (RUN / "metrics.csv").open(newline="") as file:
         return next(csv.reader(file))
+
+
+class Remote(Logger):
+    """A logger that names its runs and has no folder of its own, as Weights & Biases does."""
+
+    runs = itertools.count()
+
+    def __init__(self):
+        super().__init__()
+        self.number = next(self.runs)
+
+    name, save_dir = "project", "."
+    version = property(lambda self: f"run{self.number}")
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        pass
+
+
+def test_runs_of_a_logger_without_folders_do_not_overwrite_each_other():
+    for _ in range(2):
+        run("fit", *WALK, "--trainer.logger=tests.test_loggers.Remote")
+    folders = sorted(Path("project").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        assert files == {"config.yaml", "checkpoints/last.ckpt", "checkpoints/best.ckpt"}
+    assert "after 128 environment steps" in run("validate", f"--ckpt_path={folders[0]}/checkpoints/best.ckpt").out
+    assert [path.name for path in Path().iterdir()] == ["project"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gymnasium
 import pytest
+import torch
 
 from ppo_lightning.data.collect import Collector
 from tests.commands import (
@@ -36,6 +37,18 @@ def test_a_resumed_run_goes_on_in_its_folder():
     assert load(LAST)["epoch"] == 3
     assert config_of()["data"]["total_timesteps"] == 128
     assert config_of(name="config_1.yaml")["data"]["total_timesteps"] == 256
+
+
+def test_wall_time_goes_on():
+    run("fit", *WALK)
+    checkpoint = load(LAST)
+    assert 0 < checkpoint["train_seconds"] < 60
+    torch.save({**checkpoint, "train_seconds": 1000.0}, LAST)
+    run("fit", RESUME, "--data.total_timesteps=256")
+    seconds = [value for _, value in rows(column="time/seconds")]
+    assert seconds == sorted(seconds)
+    assert seconds[1] < 60
+    assert 1000 < seconds[2] < 1060
 
 
 def test_rows_after_the_checkpoint_are_dropped_and_played_again():

@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ppo_lightning.callbacks.isolation import beside_training
 from ppo_lightning.callbacks.monitor import check_monitors
 from ppo_lightning.callbacks.schedule import Cadence, env_steps, off_the_clock
 from ppo_lightning.core.errors import ConfigurationError, check_range
@@ -123,15 +124,12 @@ class Evaluation(Callback):
     def run(self, trainer: Trainer, pl_module: Any) -> dict[str, float]:
         """Evaluate every split now, and log it."""
         self.metrics, self.results = {}, {}
-        was_training = pl_module.training
-        pl_module.eval()
-        try:
-            for split, factory in self._factories.items():
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        for split, factory in self._factories.items():
+            with beside_training(pl_module, datamodule.seed):
                 result = self._play(trainer, pl_module, factory)
-                self.results[split] = result
-                self.metrics |= self._over_ranks(trainer, pl_module, result, _prefix(split))
-        finally:
-            pl_module.train(was_training)
+            self.results[split] = result
+            self.metrics |= self._over_ranks(trainer, pl_module, result, _prefix(split))
         self._evaluated_at = env_steps(trainer)
         log_metrics(trainer, self.metrics, self._evaluated_at)
         return self.metrics

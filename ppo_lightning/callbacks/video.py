@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from ppo_lightning.callbacks.evaluation import Evaluation
+from ppo_lightning.callbacks.isolation import beside_training
 from ppo_lightning.callbacks.schedule import Cadence, env_steps, off_the_clock
 from ppo_lightning.core.errors import ConfigurationError, check_range, close_names
 from ppo_lightning.core.files import make_writable_folder
@@ -140,13 +141,10 @@ class VideoRecorder(Callback):
     def run(self, trainer: Trainer, pl_module: Any) -> list[Recording]:
         """Record every split now."""
         self.recordings, self._recorded_at = [], env_steps(trainer)
-        was_training = pl_module.training
-        pl_module.eval()
-        try:
-            for split, factory in self._factories.items():
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        for split, factory in self._factories.items():
+            with beside_training(pl_module, datamodule.seed):
                 self._record(trainer, pl_module, split, factory)
-        finally:
-            pl_module.train(was_training)
         return self.recordings
 
     def _record(self, trainer: Trainer, pl_module: Any, split: str, factory: EnvFactory) -> None:

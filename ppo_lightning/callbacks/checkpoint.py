@@ -102,7 +102,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare and save, if the score is of these parameters."""
-        if is_any_evaluation_fresh(trainer):
+        if is_any_evaluation_fresh(trainer, self.monitor):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

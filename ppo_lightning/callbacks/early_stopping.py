@@ -59,5 +59,5 @@ class EvaluationEarlyStopping(EarlyStopping):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare, if the score is of these parameters."""
-        if is_any_evaluation_fresh(trainer):
+        if is_any_evaluation_fresh(trainer, self.monitor):
             super().on_train_epoch_end(trainer, pl_module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from ppo_lightning.core.errors import ConfigurationError, close_names
 
@@ -14,8 +15,11 @@ _OURS = ("eval/", "rollout/", "train/", "time/")
 def check_monitors(trainer: Trainer) -> None:
     """Raise :class:`ConfigurationError` for a monitor that nothing logs, or that would act on a stale score.
 
+    Only training looks at monitors: validate and video may play other splits than those that a run was configured for.
     Metrics under other names than this package's are a subclass's own and taken to be there.
     """
+    if trainer.state.fn != TrainerFn.FITTING:
+        return
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     evaluations = [callback for callback in callbacks if hasattr(callback, "metric_names")]
     evaluated = [name for callback in evaluations for name in callback.metric_names(trainer)]
@@ -41,7 +45,8 @@ def check_monitors(trainer: Trainer) -> None:
             )
 
 
-def is_any_evaluation_fresh(trainer: Trainer) -> bool:
-    """Whether the parameters as they are now have been evaluated."""
+def is_any_evaluation_fresh(trainer: Trainer, monitor: str | None = None) -> bool:
+    """Whether the parameters as they are now have been evaluated, by the evaluation that logs ``monitor`` if given."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return any(callback.is_fresh(trainer) for callback in callbacks if hasattr(callback, "is_fresh"))
+    fresh = [callback for callback in callbacks if hasattr(callback, "is_fresh") and callback.is_fresh(trainer)]
+    return any(monitor is None or monitor in callback.metrics for callback in fresh)

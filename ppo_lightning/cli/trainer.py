@@ -48,6 +48,7 @@ class RecordingTrainer(Trainer):
             folder=out or str(run_folder(ckpt_path or "") / "videos"),
             evaluation=evaluation,
         )
-        self.callbacks = [recorder, *(callback for callback in callbacks if callback is not evaluation)]
+        others = [callback for callback in callbacks if not isinstance(callback, (Evaluation, VideoRecorder))]
+        self.callbacks = [recorder, *others]
         loading: dict[str, Any] = {} if weights_only is None else {"weights_only": weights_only}
         self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, **loading)

@@ -300,3 +300,13 @@ def test_a_resumed_run_keeps_the_best_of_each_split(tmp_path, checkpoints, val, 
     found = [load(checkpoints / f"best_{split}.ckpt")["RolloutDataModule"]["iteration"] for split in ("val", "test")]
     assert tuple(found) == kept
     assert {path.name for path in checkpoints.iterdir()} == {"best_val.ckpt", "best_test.ckpt", "last.ckpt"}
+
+
+# -- several evaluations
+
+
+def test_patience_counts_the_evaluations_that_log_the_monitor():
+    often = Evaluation(num_episodes=1, every_n_iterations=1, splits={"often": {}})
+    seldom = Scripted({"seldom": 3}, {"seldom": 2}, {"seldom": 1}, splits={"seldom": {}}, every_n_iterations=3)
+    _, ended = train(often, seldom, EvaluationEarlyStopping("eval/seldom/return_mean", patience=2))
+    assert (seldom.at, ended) == ([3, 6, 9], 9)

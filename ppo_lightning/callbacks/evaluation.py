@@ -55,7 +55,7 @@ class Evaluation(Callback):
         if max_num_steps is not None:
             check_range("--evaluation.max_num_steps", max_num_steps, 1)
         for name in splits or {}:
-            if not re.fullmatch(r"[\w.-]+", name):
+            if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
                 raise ConfigurationError(f"{_FLAG}: {name!r} is no name: use letters, digits, _, - and dots.")
         self.cadence = Cadence("--evaluation", every_n_iterations, every_n_env_steps, _DEFAULT_ITERATIONS)
         self.num_episodes = num_episodes

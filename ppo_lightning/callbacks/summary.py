@@ -37,8 +37,8 @@ class TrainingSummary(Callback):
         return {"window": self._window}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with them."""
-        self._window = list(state_dict["window"])
+        """Go on with them, unless this run is not summed up."""
+        self._window = list(state_dict["window"]) if self.log_freq else []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note this iteration, and sum up if it is time."""
@@ -72,12 +72,16 @@ def summarize(iterations: Sequence[dict[str, float]]) -> dict[str, float]:
             summary[key] = sum(metrics[name] for metrics in having)
         elif name in ("train/learning_rate", "time/seconds"):
             summary[key] = having[-1][name]
-        elif name.endswith("_std"):
-            means = [metrics[name.removesuffix("_std") + "_mean"] for metrics in having]
+        elif name.endswith("_std") and all(_mean_of(name) in metrics for metrics in having):
+            means = [metrics[_mean_of(name)] for metrics in having]
             summary[key] = _pooled_std(means, [metrics[name] for metrics in having], weights)
         else:
             summary[key] = _mean([metrics[name] for metrics in having], weights)
     return summary
+
+
+def _mean_of(name: str) -> str:
+    return name.removesuffix("_std") + "_mean"
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:

@@ -133,7 +133,7 @@ class VideoRecorder(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record for ``trainer.validate``."""
-        if trainer.state.fn == "validate" and trainer.is_global_zero:
+        if trainer.state.fn == "validate" and self._may_record(trainer):
             self.run(trainer, pl_module)
 
     # -- the work
@@ -203,7 +203,9 @@ def _check_rendering(factory: EnvFactory) -> None:
     env = factory.make_rendering([0])
     try:
         env.reset()
-        env.render()
+        shape = env.render().shape
+        if len(shape) != 4 or shape[-1] != 3:
+            raise ValueError(f"they have the shape {shape[1:]} and not (height, width, 3)")
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError(

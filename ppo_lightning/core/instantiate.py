@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -43,7 +43,7 @@ def accept_value(value_type: Any, value: Any, flag: str) -> Any:
         ConfigurationError: it is of another type; named by ``flag``.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=value_type)
+    parser.add_argument("--value", type=value_type, required=value is None and not _accepts_none(value_type))
     try:
         return parser.instantiate(parser.parse_object({"value": value})).value
     except ConfigurationError:
@@ -51,6 +51,10 @@ def accept_value(value_type: Any, value: Any, flag: str) -> Any:
     except Exception as error:
         wanted = value_type.__name__ if isinstance(value_type, type) else str(value_type).replace("typing.", "")
         raise ConfigurationError(f"{flag}={value!r} is not accepted: it should be {wanted}.") from error
+
+
+def _accepts_none(value_type: Any) -> bool:
+    return value_type is Any or type(None) in get_args(value_type)
 
 
 def describe(part: Any) -> Any:

@@ -125,7 +125,7 @@ class EnvFactory(ABC):
             if name not in own:
                 raise ConfigurationError(
                     f"{flag}.{name} is not a setting of {type(self).__name__}: choose from {', '.join(own)}."
-                    f"{close_names(name, own)}"
+                    f"{close_names(str(name), own)}"
                 )
             if isinstance(own[name], EnvFactory) and isinstance(value, Mapping) and "class_path" not in value:
                 own[name] = own[name].with_settings(value, f"{flag}.{name}")

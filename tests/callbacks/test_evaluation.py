@@ -350,3 +350,16 @@ def test_validation_evaluates_the_splits_too():
     ppo = fit(make_ppo(), make_data(GymnasiumEnv(WAGE)))
     make_trainer(callbacks=[evaluation]).validate(ppo, make_data(GymnasiumEnv(WAGE)), verbose=False)
     assert (evaluation.metrics["eval/short/return_mean"], evaluation.metrics["eval/long/return_mean"]) == (3, 10)
+
+
+@pytest.mark.parametrize("name", [1, None])
+def test_names_of_splits_are_strings(name):
+    with pytest.raises(ConfigurationError, match="is no name"):
+        Evaluation(splits={name: {}})
+
+
+@pytest.mark.parametrize(("settings", "words"), [({"id": None}, r"id=None is not accepted"), ({1: 2}, r"\.1 is not a")])
+def test_settings_of_splits_are_checked_whatever_their_type(settings, words):
+    with pytest.raises(ConfigurationError, match=words):
+        GymnasiumEnv("CartPole-v1").with_settings(settings, "--evaluation.splits.a")
+    assert GymnasiumEnv("CartPole-v1", kwargs={"a": 1}).with_settings({"kwargs": None}, "").kwargs == {}

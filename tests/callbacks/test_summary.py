@@ -282,3 +282,13 @@ def test_returns_of_an_iteration_by_hand(monkeypatch):
         assert metrics["rollout/return_mean"] == pytest.approx(np.mean(returns))
         assert metrics["rollout/return_std"] == pytest.approx(np.std(returns))
         assert metrics["rollout/base_return_std"] == pytest.approx(np.std(returns))
+
+
+def test_a_resumed_run_without_summaries_forgets_the_window():
+    summary = TrainingSummary(log_freq=0)
+    summary.load_state_dict({"window": [{"rollout/episodes": 1.0}]})
+    assert summary.state_dict() == {"window": []}
+
+
+def test_a_deviation_of_ones_own_needs_no_mean():
+    assert summarize([{"train/action_std": 1.0}, {"train/action_std": 3.0}]) == {"action_std": 2}

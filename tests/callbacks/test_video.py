@@ -323,3 +323,26 @@ def test_validate_by_trainer_records_too(tmp_path):
         warnings.simplefilter("ignore")
         make_trainer(callbacks=[recorder]).validate(ppo, make_data(ID), verbose=False)
     assert len(recorder.recordings) == 1
+
+
+class Transparent(Pictured):
+    """Draws a fourth channel."""
+
+    def render(self):
+        return np.zeros((130, 130, 4), np.uint8)
+
+
+gymnasium.register("Transparent-v0", Transparent)
+
+
+def test_pictures_of_another_shape_are_refused_before_training(tmp_path):
+    data = make_data(env="Transparent-v0")
+    with pytest.raises(ConfigurationError, match=r"\(130, 130, 4\)"):
+        fit(data=data, callbacks=[VideoRecorder()], default_root_dir=tmp_path)
+    assert not data.env_steps
+
+
+def test_a_fast_development_run_of_validate_records_nothing(tmp_path):
+    trainer = make_trainer(tmp_path, callbacks=[VideoRecorder()], fast_dev_run=True)
+    trainer.validate(make_ppo(), make_data(env=ID), verbose=False)
+    assert not list(tmp_path.iterdir())

@@ -74,6 +74,7 @@ class RolloutDataModule(LightningDataModule):
         self.iteration = 0
         self._seed = seed
         self._max_epochs: int | None = None  # as the user set it
+        self._limits: tuple[int | None, Any] | None = None  # max_epochs and limit_val_batches, as the user set them
         self._collector: Collector | None = None
         self._check_total(world_size=1)
 
@@ -165,10 +166,29 @@ class RolloutDataModule(LightningDataModule):
         refuse_meaningless_settings(self.trainer, stage)
         if stage == "fit":
             self._check_total(self.world_size)
+            self._start_counters()
+            self._limits = (self.trainer.max_epochs, self.trainer.limit_val_batches)
             self._max_epochs = self.trainer.max_epochs
             self._limit_trainer()
-            self._limit_val_batches = self.trainer.limit_val_batches
             self.trainer.limit_val_batches = 0  # the Evaluation callback keeps its own times
+
+    def _start_counters(self) -> None:
+        """With a fresh Trainer anew; a used one goes on with the data that it was used with, or from a checkpoint."""
+        assert self.trainer is not None
+        epochs = self.trainer.current_epoch
+        if not epochs:
+            self.iteration = self.env_steps = 0
+        elif epochs != self.iteration and not self.trainer.ckpt_path:
+            raise ConfigurationError(
+                f"This Trainer has trained {epochs} iterations already, and this RolloutDataModule {self.iteration}: "
+                "make a new Trainer for another run."
+            )
+
+    def _restore_trainer(self) -> None:
+        """Put back what ``setup`` lowered, so that the Trainer can be used again."""
+        if self.trainer is not None and self._limits is not None:
+            self.trainer.fit_loop.max_epochs, self.trainer.limit_val_batches = self._limits
+        self._limits = None
 
     def _check_total(self, world_size: int) -> None:
         rollout = self.num_envs * self.num_steps * world_size
@@ -267,12 +287,12 @@ class RolloutDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Close the simulators."""
         self._close()
-        if stage == "fit" and self.trainer is not None:
-            self.trainer.limit_val_batches = self._limit_val_batches
+        self._restore_trainer()
 
     def on_exception(self, exception: BaseException) -> None:
         """Close the simulators, so that no worker process outlives the run."""
         self._close()
+        self._restore_trainer()
 
     def _close(self) -> None:
         if self._collector is not None:

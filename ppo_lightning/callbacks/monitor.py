@@ -49,4 +49,4 @@ def is_any_evaluation_fresh(trainer: Trainer, monitor: str | None = None) -> boo
     """Whether the parameters as they are now have been evaluated, by the evaluation that logs ``monitor`` if given."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     fresh = [callback for callback in callbacks if hasattr(callback, "is_fresh") and callback.is_fresh(trainer)]
-    return any(monitor is None or monitor in callback.metrics for callback in fresh)
+    return any(monitor is None or monitor in callback.metric_names(trainer) for callback in fresh)

@@ -176,9 +176,9 @@ class RolloutDataModule(LightningDataModule):
         """With a fresh Trainer anew; a used one goes on with the data that it was used with, or from a checkpoint."""
         assert self.trainer is not None
         epochs = self.trainer.current_epoch
-        if not epochs:
+        if not epochs and self._collector is not None:  # used by another Trainer
             self.iteration = self.env_steps = 0
-        elif epochs != self.iteration and not self.trainer.ckpt_path:
+        elif epochs and epochs != self.iteration and not self.trainer.ckpt_path:
             raise ConfigurationError(
                 f"This Trainer has trained {epochs} iterations already, and this RolloutDataModule {self.iteration}: "
                 "make a new Trainer for another run."

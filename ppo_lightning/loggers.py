@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
 
@@ -12,8 +15,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
 
 NAME = "lightning_logs"
+_VERSION_OF_RUN = "PPO_LIGHTNING_VERSION"  # an environment variable that processes of one run inherit
 
 
 class AppendingCSVLogger(CSVLogger):
@@ -99,11 +104,11 @@ def run_loggers(
 
     Args:
         root: folder that ``lightning_logs`` is in.
-        version: the run's folder in it, ``version_<n>``; the next free one by default.
+        version: the run's folder in it, ``version_<n>``; by default the next free one, which is made at once.
         resume_step: environment steps of the checkpoint that the run continues.
     """
     if version is None:
-        version = _next_version(Path(root) / NAME)
+        version = _claim_version(Path(root) / NAME)
     kwargs: dict[str, Any] = {} if resume_step is None else {"purge_step": resume_step + 1}
     return [
         TensorBoardLogger(root, name=NAME, version=version, default_hp_metric=False, **kwargs),
@@ -111,9 +116,42 @@ def run_loggers(
     ]
 
 
-def _next_version(folder: Path) -> int:
-    numbers = [path.name.removeprefix("version_") for path in folder.glob("version_*")]
-    return max((int(number) for number in numbers if number.isdigit()), default=-1) + 1
+def _claim_version(folder: Path) -> int:
+    """Make the next free ``version_<n>``: runs that start together get folders of their own.
+
+    Only the first rank claims one; the others take that of the process that started them, or the newest.
+    """
+    taken = [path.name.removeprefix("version_") for path in folder.glob("version_*")]
+    newest = max((int(number) for number in taken if number.isdigit()), default=-1)
+    if _rank():
+        return int(os.environ.get(_VERSION_OF_RUN, newest))
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(newest + 1):
+        try:
+            (folder / f"version_{number}").mkdir()
+        except FileExistsError:
+            continue
+        os.environ[_VERSION_OF_RUN] = str(number)
+        break
+    return number
+
+
+def _rank() -> int:
+    return getattr(rank_zero_only, "rank", None) or 0
+
+
+def leave_no_trace(loggers: Sequence[Logger]) -> None:
+    """Remove the folder of a run that was refused before it began: one in which nothing was logged."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger) and not _rank():
+            logger.finalize("failed")
+            folder = Path(logger.log_dir)
+            files = list(folder.iterdir()) if folder.is_dir() else []
+            if all(file.name.startswith("events.out.") or file.name == "hparams.yaml" for file in files):
+                for file in files:
+                    file.unlink()
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def run_folder_of(trainer: Trainer) -> Path:

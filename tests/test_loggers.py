@@ -2,15 +2,19 @@
 
 import csv
 import itertools
+import shlex
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ppo_lightning import run_loggers
 from ppo_lightning.core.metrics import log_metrics
-from tests.commands import METRICS, RESUME, RUN, WALK, rows, run
+from ppo_lightning.loggers import _claim_version
+from tests.commands import METRICS, RESUME, RUN, WALK, command, rows, run
 from tests.runs import make_trainer
 
 
@@ -153,3 +157,32 @@ def test_runs_of_a_logger_without_folders_do_not_overwrite_each_other():
         assert files == {"config.yaml", "checkpoints/last.ckpt", "checkpoints/best.ckpt"}
     assert "after 128 environment steps" in run("validate", f"--ckpt_path={folders[0]}/checkpoints/best.ckpt").out
     assert [path.name for path in Path().iterdir()] == ["project"]
+
+
+def test_runs_that_start_together_have_folders_of_their_own():
+    with ThreadPoolExecutor(8) as pool:
+        versions = list(pool.map(lambda _: _claim_version(Path("lightning_logs")), range(40)))
+    assert sorted(versions) == list(range(40))
+    assert _claim_version(Path("lightning_logs")) == 40
+
+
+def test_other_ranks_take_the_folder_of_the_first(monkeypatch):
+    first = run_loggers(".")[1]
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert run_loggers(".")[1].version == first.version
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--trainer.callbacks=EarlyStopping",  # by the parser
+        "--trainer.gradient_clip_algorithm=nonsense",  # by the Trainer
+        "--trainer.limit_train_batches=1",  # when training is set up, with loggers open
+        '--evaluation.splits={"a": {"nonsense": 1}}',
+        "--model.anneal_lr=true --data.total_timesteps=null --trainer.max_epochs=1",
+    ],
+)
+def test_a_run_that_is_refused_leaves_no_folder(flag):
+    assert command("fit", *WALK, *shlex.split(flag)).code == 2
+    assert not list(Path().glob("lightning_logs/*"))

@@ -334,7 +334,8 @@ class OnPolicyModule(LightningModule):
         checkpoint[FORMAT_KEY] = FORMAT_VERSION
         if self.trainer.optimizers:
             checkpoint["optimizer_class"] = type(self.trainer.optimizers[0]).__name__
-        checkpoint["train_seconds"] = self._seconds + time.perf_counter() - self._train_start
+        running = time.perf_counter() - self._train_start if self._train_start else 0.0
+        checkpoint["train_seconds"] = self._seconds + running
         complete_epoch(checkpoint["loops"]["fit_loop"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

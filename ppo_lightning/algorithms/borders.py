@@ -45,9 +45,16 @@ class IterationBorders(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put back what the user set."""
+        self._restore(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put back what the user set."""
+        self._restore(trainer)
+
+    def _restore(self, trainer: Trainer) -> None:
         settings: Any = trainer
-        if stage == "fit" and self._log_every_n_steps:
-            settings.log_every_n_steps = self._log_every_n_steps
+        if self._log_every_n_steps:
+            settings.log_every_n_steps, self._log_every_n_steps = self._log_every_n_steps, 0
 
     def _set_step(self, trainer: Trainer, offset: int) -> None:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]

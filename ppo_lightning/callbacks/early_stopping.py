@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
 from ppo_lightning.callbacks.monitor import check_monitors, is_any_evaluation_fresh
+from ppo_lightning.core.errors import check_range
 
 
 class EvaluationEarlyStopping(EarlyStopping):
@@ -37,6 +38,7 @@ class EvaluationEarlyStopping(EarlyStopping):
         divergence_threshold: Optional[float] = None,
         verbose: bool = True,
     ) -> None:
+        check_range("EvaluationEarlyStopping.patience", patience, 1)
         super().__init__(
             monitor=monitor,
             patience=patience,

@@ -95,6 +95,10 @@ class Evaluation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look at the splits' environments, and at what other callbacks want to monitor, before any work."""
+        if getattr(trainer, "datamodule", None) is None:
+            raise ConfigurationError(
+                "Evaluation needs environments: pass datamodule=RolloutDataModule(…) to the Trainer."
+            )
         self._check_names(trainer)
         self._factories = self.make_factories(trainer)
         check_monitors(trainer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ppo_lightning.core.errors import ConfigurationError, close_names
@@ -37,12 +38,23 @@ def check_monitors(trainer: Trainer) -> None:
                 f"{name}(monitor={monitor!r}): no {kind} logs that name.{close_names(monitor, known)} Known are "
                 f"{', '.join(known) or 'none, for there is no Evaluation callback'}."
             )
+        if isinstance(callback, EarlyStopping) and callback.strict and monitor in _absent_at_first(trainer):
+            raise ConfigurationError(
+                f"{name}(monitor={monitor!r}) would fail in the first iteration in which no episode ends: set "
+                "strict=false, or monitor eval/return_mean by EvaluationEarlyStopping."
+            )
         if monitor in evaluated and not waits and not all(other.cadence.is_every_iteration for other in evaluations):
             raise ConfigurationError(
                 f"{name}(monitor={monitor!r}) would act after every iteration, on a score of earlier parameters: use "
                 "ppo_lightning's BestCheckpoint or EvaluationEarlyStopping, which wait for an evaluation, or set "
                 "--evaluation.every_n_iterations=1."
             )
+
+
+def _absent_at_first(trainer: Trainer) -> list[str]:
+    """What an iteration logs only if episodes ended in it."""
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return [name for name in datamodule.rollout_metric_names() if name != "rollout/episodes"]
 
 
 def is_any_evaluation_fresh(trainer: Trainer, monitor: str | None = None) -> bool:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from ppo_lightning.callbacks.evaluation import Evaluation
 from ppo_lightning.callbacks.isolation import beside_training
@@ -120,12 +122,20 @@ class VideoRecorder(Callback):
         """Record if it is time."""
         if self.cadence.is_due(trainer) and self._may_record(trainer):
             with off_the_clock(pl_module):
-                self.run(trainer, pl_module)
+                self._try(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record what a callback after this one ended, as ``EarlyStopping`` does."""
         if self._recorded_at != env_steps(trainer) and self._may_record(trainer):
+            self._try(trainer, pl_module)
+
+    def _try(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A picture that fails must not end the training."""
+        try:
             self.run(trainer, pl_module)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            rank_zero_warn(f"Recording failed, training goes on ({type(error).__name__}: {reason}).")
 
     @staticmethod
     def _may_record(trainer: Trainer) -> bool:
@@ -155,13 +165,15 @@ class VideoRecorder(Callback):
         env = factory.make_rendering(streams.eval_env_seeds())
         fps = self.fps or env.render_fps
         files = [Mp4File(path, fps) for path in self._paths(trainer, split)]
-        animations = [Animation(fps) for _ in files]
+        wants_gif = self.gif or any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+        animations = [Animation(fps) for _ in files if wants_gif]
 
         def watch(rows: Array) -> None:
             pictures = env.render()
             for row in rows:
                 files[row].add(pictures[row])
-                animations[row].add(pictures[row])
+                if wants_gif:
+                    animations[row].add(pictures[row])
 
         try:
             with pl_module.collecting():
@@ -174,25 +186,26 @@ class VideoRecorder(Callback):
                     self.max_num_steps,
                     watch=watch,
                 )
-            for file, animation in zip(files, animations):
+            for file in files:
                 file.close()
-                if self.gif:
-                    file.path.with_suffix(".gif").write_bytes(animation.encode())
+            for file, animation in zip(files, animations if self.gif else []):
+                file.path.with_suffix(".gif").write_bytes(animation.encode())
         finally:
             env.close()
             for file in files:
                 file.discard()
         for row, episode in sorted(zip(result.rows, result.episodes), key=lambda pair: pair[0]):
             self.recordings.append(Recording(files[row].path, split, episode.episode_return, episode.length))
-            self._log(trainer, f"eval/{split}/episode_{row}".replace("//", "/"), files[row].path, animations[row])
+            tag = f"eval/{split}/episode_{row}".replace("//", "/")
+            self._log(trainer, tag, files[row].path, animations[row] if wants_gif else None)
 
     def _paths(self, trainer: Trainer, split: str) -> list[Path]:
         name = "_".join(filter(None, [f"step_{env_steps(trainer)}", split]))
         return [self._files_at / f"{name}_episode_{number}.mp4" for number in range(self.num_episodes)]
 
-    def _log(self, trainer: Trainer, tag: str, path: Path, animation: Animation) -> None:
+    def _log(self, trainer: Trainer, tag: str, path: Path, animation: Animation | None) -> None:
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if isinstance(logger, TensorBoardLogger) and animation is not None:
                 _add_to_tensorboard(logger, tag, animation, env_steps(trainer))
             elif hasattr(logger, "log_video"):  # Weights & Biases
                 logger.log_video(tag, [str(path)], step=env_steps(trainer))
@@ -203,9 +216,9 @@ def _check_rendering(factory: EnvFactory) -> None:
     env = factory.make_rendering([0])
     try:
         env.reset()
-        shape = env.render().shape
-        if len(shape) != 4 or shape[-1] != 3:
-            raise ValueError(f"they have the shape {shape[1:]} and not (height, width, 3)")
+        pictures = env.render()
+        if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
+            raise ValueError(f"they are {pictures.dtype} {pictures.shape[1:]} and not uint8 (height, width, 3)")
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError(

@@ -44,7 +44,7 @@ from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.files import make_writable_folder
 from ppo_lightning.core.spaces import space_to_dict
 from ppo_lightning.data import RolloutDataModule
-from ppo_lightning.loggers import NAME, run_loggers
+from ppo_lightning.loggers import NAME, leave_no_trace, run_loggers
 
 _SMALL_NETWORK = 100_000  # parameters
 _LINKED_SPACES = "observation_space", "action_space"
@@ -70,6 +70,14 @@ class PPOLightningCLI(LightningCLI):
     """Links data to model, continues runs in their own folders, and ends with a table."""
 
     def __init__(self, args: Optional[Sequence[str]] = None) -> None:
+        self._new_loggers: list[Any] = []
+        try:
+            self._run_command(args)
+        except BaseException:
+            leave_no_trace(self._new_loggers)
+            raise
+
+    def _run_command(self, args: Optional[Sequence[str]]) -> None:
         super().__init__(
             PPO,
             RolloutDataModule,
@@ -187,6 +195,8 @@ class PPOLightningCLI(LightningCLI):
             callbacks.append(EnvStepProgressBar())
         if self.subcommand == "fit":
             callbacks += self._best_checkpoints(callbacks)
+        else:  # the command of its own records, and knows where
+            callbacks = [callback for callback in callbacks if not isinstance(callback, VideoRecorder)]
         config.callbacks = callbacks
         if self.subcommand == "fit":
             if config.logger in (None, True):
@@ -213,10 +223,10 @@ class PPOLightningCLI(LightningCLI):
         root = Path(default_root_dir or Path.cwd())
         make_writable_folder(root / NAME, "--trainer.default_root_dir", root)
         folder = self._run_folder
-        if folder is None or folder.parent.name != NAME:
-            return run_loggers(root)
-        if default_root_dir is not None and root.absolute() != folder.parent.parent:
-            return run_loggers(root)
+        is_in_place = default_root_dir is None or (folder is not None and root.absolute() == folder.parent.parent)
+        if folder is None or folder.parent.name != NAME or not is_in_place:
+            self._new_loggers = run_loggers(root)
+            return self._new_loggers
         version = folder.name.removeprefix("version_")
         number = int(version) if version.isdigit() else folder.name
         return run_loggers(folder.parent.parent, number, self._resume_step)

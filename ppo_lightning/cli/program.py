@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn, Optional
 
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ppo_lightning.cli.lightning_cli import PPOLightningCLI
@@ -40,6 +41,14 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def main(args: Optional[Sequence[str]] = None) -> None:
     """Run the command line. Errors that a user can mend are one sentence on standard error and an exit code."""
+    try:
+        _run(args)
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # else gloo's threads may abort the process as it ends
+
+
+def _run(args: Optional[Sequence[str]]) -> None:
     sys.path.insert(0, os.getcwd())  # environments and networks of one's own, beside where the command is typed
     for message in _QUIET:
         warnings.filterwarnings("ignore", message)

@@ -221,7 +221,7 @@ class GymnasiumVectorEnv(VectorEnv):
         return actions + self.action_space.start if self.action_space.start else actions
 
     def render(self) -> Array:
-        return np.stack([np.asarray(picture, dtype=np.uint8) for picture in self.env.render()])
+        return np.stack([np.asarray(picture) for picture in self.env.render()])
 
     def render_modes(self) -> list[str]:
         """The render modes that the environment names."""

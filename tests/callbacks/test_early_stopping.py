@@ -310,3 +310,16 @@ def test_patience_counts_the_evaluations_that_log_the_monitor():
     seldom = Scripted({"seldom": 3}, {"seldom": 2}, {"seldom": 1}, splits={"seldom": {}}, every_n_iterations=3)
     _, ended = train(often, seldom, EvaluationEarlyStopping("eval/seldom/return_mean", patience=2))
     assert (seldom.at, ended) == ([3, 6, 9], 9)
+
+
+def test_a_stock_early_stopping_on_what_may_be_absent_is_refused_unless_it_is_not_strict():
+    with pytest.raises(ConfigurationError, match="in which no episode ends: set strict=false"):
+        fit(callbacks=[Evaluation(num_episodes=1), EarlyStopping("rollout/return_mean", mode="max")])
+    lenient = EarlyStopping("rollout/return_mean", mode="max", strict=False, patience=99)
+    ppo = fit(data=make_data(iterations=3, num_steps=2), callbacks=[Evaluation(num_episodes=1), lenient])
+    assert ppo.trainer.current_epoch == 3
+
+
+def test_patience_is_at_least_one_evaluation():
+    with pytest.raises(ConfigurationError, match=r"patience must be at least 1, not 0"):
+        EvaluationEarlyStopping(patience=0)

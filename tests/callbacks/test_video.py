@@ -3,6 +3,7 @@ import io
 import json
 import sys
 import warnings
+from pathlib import Path
 
 import av
 import gymnasium
@@ -230,12 +231,31 @@ def test_a_rendering_that_fails_is_found_before_any_work(tmp_path):
     assert data.env_steps == 0
 
 
-def test_a_rendering_that_fails_later_leaves_no_half_a_file(tmp_path):
-    data = make_data(ID)
+def test_a_rendering_that_fails_later_leaves_no_half_a_file_and_ends_no_training(tmp_path):
+    data, evaluation = make_data(ID), Evaluation(num_episodes=2)
     data.env.kwargs = {"breaks": True}
-    with pytest.raises(RuntimeError, match="cracked"):
-        fit(make_ppo(), data, callbacks=[VideoRecorder(folder=str(tmp_path))])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_trainer(callbacks=[VideoRecorder(folder=str(tmp_path)), evaluation]).fit(make_ppo(), data)
+    assert [message for message in map(str, (warning.message for warning in caught)) if "screen is cracked" in message]
     assert list(tmp_path.iterdir()) == []
+    assert data.env_steps == 64
+    assert evaluation.metrics["eval/episodes"] == 2
+
+
+@pytest.mark.parametrize("picture", [np.zeros((9, 9)), np.zeros((9, 9, 3)), np.zeros((9, 9, 4), np.uint8)])
+def test_pictures_of_another_kind_are_refused(tmp_path, picture, monkeypatch):
+    monkeypatch.setattr(Pictured, "render", lambda self: picture)
+    with pytest.raises(ConfigurationError, match="not uint8"):
+        record(tmp_path)
+
+
+def test_validate_and_test_leave_recording_to_the_command():
+    run("fit", *DRAWN, "--trainer.callbacks+=VideoRecorder")
+    before = sorted(Path().rglob("*"))
+    for name in ("validate", "test"):
+        run(name, f"--ckpt_path={LAST}")
+    assert sorted(Path().rglob("*")) == before
 
 
 def test_an_unknown_split_is_refused(tmp_path):

@@ -55,9 +55,9 @@ _OPTIONS = (
 )
 _PARSER_TEXTS: dict[str, Any] = {
     "prog": PROGRAM,
-    "description": " ".join(
-        ["Proximal Policy Optimization for PyTorch Lightning.", *(f"{name}: {text}" for name, text in COMMANDS.items())]
-    ),
+    "description": "Proximal Policy Optimization for PyTorch Lightning. More commands, each with its own --help: "
+    + ", ".join(f"{name} ({text.rstrip('.')})" for name, text in COMMANDS.items())
+    + ".",
     "allow_abbrev": False,
     "fit": {"allow_abbrev": False, "description": f"Train an agent, or continue a run with --ckpt_path. {_OPTIONS}"},
     "validate": {"allow_abbrev": False, "description": "Evaluate the agent of --ckpt_path and print a table."},

@@ -41,7 +41,7 @@ def test_the_critic_learns():
 @pytest.mark.parametrize(("config", "score"), [("cartpole", 475), ("acrobot", -100)])
 def test_configuration_reaches_its_score(config, score, seed, tmp_path, monkeypatch):
     """The figures of benchmarks/RESULTS.md, at their full length."""
-    from ppo_lightning.cli import PPOLightningCLI
+    from ppo_lightning.cli.lightning_cli import PPOLightningCLI
 
     path = Path(__file__).resolve().parents[1] / f"configs/{config}.yaml"
     cli = PPOLightningCLI(

@@ -235,7 +235,7 @@ def test_help_names_every_option():
     out = run("plot", "--help").out
     assert all(word in out for word in ["RUNS", "LABEL=FOLDER", "--out", "--metric", "--x", "time", "--smooth"])
     assert len(out.splitlines()) < 40
-    assert "plot (" in run("--help").out
+    assert "plot (Draw learning curves of runs)" in " ".join(run("--help").out.split())
 
 
 def test_options_of_the_command_line_reach_the_picture(monkeypatch):

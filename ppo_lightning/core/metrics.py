@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -13,6 +17,24 @@ def log_metrics(trainer: Trainer, metrics: Mapping[str, float], env_steps: int) 
 
     ``self.log`` would count optimiser steps, in float32 where told otherwise: exact only up to 2²⁴.
     """
-    for logger in trainer.loggers:
-        logger.log_metrics(dict(metrics), step=env_steps)
+    with _interrupts_held():
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(metrics), step=env_steps)
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C wait: in the middle of a row it would leave half of it, and TensorBoard's queue waiting for ever."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[tuple[Any, ...]] = []
+    signal.signal(signal.SIGINT, lambda *call: received.append(call))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            handler(*received[0])

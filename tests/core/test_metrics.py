@@ -1,4 +1,7 @@
+import signal
 from types import SimpleNamespace
+
+import pytest
 
 from ppo_lightning.core.metrics import log_metrics
 
@@ -25,3 +28,23 @@ def test_callbacks_can_monitor_the_metrics():
     log_metrics(trainer, {"rollout/return_mean": 2.5}, 7)
     assert trainer.callback_metrics["rollout/return_mean"].item() == 2.5
     assert trainer.callback_metrics["old"] == 1
+
+
+class Interrupted:
+    """A logger that Ctrl-C hits in the middle of a row."""
+
+    def __init__(self):
+        self.rows = []
+
+    def log_metrics(self, metrics, step):
+        signal.raise_signal(signal.SIGINT)
+        self.rows.append((step, metrics))
+
+
+def test_an_interrupt_waits_until_a_row_is_whole():
+    trainer = SimpleNamespace(loggers=[Interrupted(), Interrupted()], callback_metrics={})
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        log_metrics(trainer, {"a": 1.0}, 7)
+    assert [logger.rows for logger in trainer.loggers] == [[(7, {"a": 1.0})]] * 2
+    assert signal.getsignal(signal.SIGINT) is handler

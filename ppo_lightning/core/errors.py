@@ -1,4 +1,4 @@
-"""The two errors a user can cause, and the checks that raise the first.
+"""The two errors a user can cause, and the checks that raise the first; the one that a resumed run tells of.
 
 The command line prints either as one sentence, without a traceback.
 """
@@ -16,6 +16,13 @@ class ConfigurationError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on (a NaN, say). Names the place; the last good checkpoint stays."""
+
+
+class NotRestorableError(RuntimeError):
+    """A simulator can't be saved, or can't take up a saved state. Names the class, and the field if it is one's fault.
+
+    Raised before anything is changed, or the simulator has to be reset.
+    """
 
 
 def check_range(

@@ -12,7 +12,7 @@ from typing import Any, Union, get_type_hints
 import numpy as np
 from gymnasium import spaces
 
-from ppo_lightning.core.errors import ConfigurationError, close_names
+from ppo_lightning.core.errors import ConfigurationError, NotRestorableError, close_names
 from ppo_lightning.core.instantiate import accept_value
 
 Array = np.ndarray[Any, Any]
@@ -81,6 +81,32 @@ class VectorEnv(ABC):
     def render(self) -> Array:
         """Pictures ``(N, H, W, 3)`` uint8 of the present state; of environments from ``make_rendering`` only."""
         raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the simulators' future depends on, in plain containers; a copy, and nothing is disturbed.
+
+        Raises:
+            NotRestorableError: it can't be saved; names the class that is the reason.
+        """
+        raise NotRestorableError(f"{type(self).__name__} cannot be saved and restored")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly as the environment that was saved, whose settings were the same.
+
+        The observation to act on next is the one that the saved environment gave last: the caller keeps it.
+
+        Raises:
+            NotRestorableError: the state doesn't fit; the environment has to be ``reset`` then.
+        """
+        raise NotRestorableError(f"{type(self).__name__} cannot be saved and restored")
+
+    def why_not_restorable(self) -> str | None:
+        """What ``state_dict`` raises, of an environment that was reset; None where it works. As quick as that is."""
+        try:
+            self.state_dict()
+        except NotRestorableError as error:
+            return str(error)
+        return None
 
     @abstractmethod
     def close(self) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Optional
 
 import numpy as np
 from gymnasium import spaces
 
-from ppo_lightning.core.errors import ConfigurationError, check_range, close_names
+from ppo_lightning.core.errors import ConfigurationError, NotRestorableError, check_range, close_names
+from ppo_lightning.core.plain import from_plain, to_plain
 from ppo_lightning.envs.base import Array, EnvFactory, StepResult, VectorEnv
 
 PROCGEN_GAMES = (
@@ -112,6 +114,11 @@ def _import_procgen() -> Any:
     return ProcgenGym3Env
 
 
+def _state_header(game: str) -> bytes:
+    """What the simulator's states begin with: their version, and the game's name."""
+    return struct.pack("<ii", 0, len(game)) + game.encode()
+
+
 class ProcgenVectorEnv(VectorEnv):
     """Procgen behind the contract.
 
@@ -166,6 +173,29 @@ class ProcgenVectorEnv(VectorEnv):
 
     def render(self) -> Array:
         return np.stack([info["rgb"] for info in self._simulator.get_info()])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "game": self._game,
+            "simulators": [to_plain(state) for state in self._simulator.callmethod("get_state")],
+            "broken_off": to_plain(self._broken_off),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The levels and the drawing come from the state too, not from the settings."""
+        simulators = [from_plain(simulator) for simulator in state["simulators"]]
+        if len(simulators) != self.num_envs:
+            raise NotRestorableError(f"the state is one of {len(simulators)} environments, not of {self.num_envs}")
+        for simulator in simulators:
+            # the simulator ends the whole process where a state is none of its own
+            if state["game"] != self._game or not simulator.startswith(_state_header(self._game)):
+                raise NotRestorableError(f"the state is one of {state['game']}, not of {self._game}")
+        self._simulator.callmethod("set_state", simulators)
+        self._is_fresh, self._broken_off = False, from_plain(state["broken_off"])
+
+    @property
+    def _game(self) -> str:
+        return str(self._simulator.options["env_name"])
 
     def _observe(self) -> tuple[Array, Array, Array]:
         rewards, obs, first = self._simulator.observe()

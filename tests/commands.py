@@ -98,6 +98,12 @@ def load(path):
     return torch.load(path, weights_only=True)
 
 
+def counters(checkpoint):
+    """Steps and iterations of a checkpoint, loaded or not."""
+    loaded = checkpoint if isinstance(checkpoint, dict) else load(checkpoint)
+    return {name: loaded["RolloutDataModule"][name] for name in ("env_steps", "iteration")}
+
+
 def network_weights(path):
     return {name: tensor for name, tensor in load(path)["state_dict"].items() if name.startswith("network.")}
 

@@ -25,6 +25,7 @@ from tests.commands import (
     WALK,
     command,
     config_of,
+    counters,
     load,
     logged,
     network_weights,
@@ -52,8 +53,8 @@ def test_a_run_leaves_one_folder_with_everything_in_it():
     assert [path.name for path in Path().iterdir()] == ["lightning_logs"]
     assert "return (mean ± 95 %)" in outcome.out
     assert f"{BEST}" in outcome.out
-    assert load(LAST)["RolloutDataModule"] == {"env_steps": 128, "iteration": 2}
-    assert load(RUN / "checkpoints/step_64.ckpt")["RolloutDataModule"] == {"env_steps": 64, "iteration": 1}
+    assert counters(LAST) == {"env_steps": 128, "iteration": 2}
+    assert counters(RUN / "checkpoints/step_64.ckpt") == {"env_steps": 64, "iteration": 1}
 
 
 def test_all_metrics_are_logged_at_environment_steps_once_an_iteration():

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 
 from ppo_lightning import PPO, EnvStepProgressBar, Evaluation, RunCheckpoint, run_loggers
-from tests.commands import LAST, RESUME, RUN, WALK, command, load, logged, rows, run, sentence_of
+from tests.commands import LAST, RESUME, RUN, WALK, command, counters, load, logged, rows, run, sentence_of
 from tests.runs import SMALL_NETWORK, equal, fit, make_data, make_ppo, weights
 
 EVERY = "--trainer.log_every_n_steps=1"
@@ -122,7 +122,7 @@ def test_a_timer_ends_the_run_with_an_evaluation_and_a_checkpoint_that_goes_on(o
     assert steps_of("train/loss") == [32, 64, 96]
     assert steps_of("eval/return_mean") == [96]
     last = load(LAST)
-    assert last["RolloutDataModule"] == {"env_steps": 96, "iteration": 3}
+    assert counters(last) == {"env_steps": 96, "iteration": 3}
     assert last["global_step"] == 4 + 4 + 2
     assert equal({name: last["state_dict"][f"network.{name}"] for name in weights(ppo)}, weights(ppo))
     fit(
@@ -134,7 +134,7 @@ def test_a_timer_ends_the_run_with_an_evaluation_and_a_checkpoint_that_goes_on(o
         enable_checkpointing=True,
     )
     assert logged(rows(column="train/loss")) == [32, 64, 96, 128, 160]
-    assert load(LAST)["RolloutDataModule"] == {"env_steps": 160, "iteration": 5}
+    assert counters(LAST) == {"env_steps": 160, "iteration": 5}
 
 
 def test_max_time_ends_a_run_from_the_command_line():

@@ -11,7 +11,7 @@ import pytest
 from lightning.pytorch import Callback
 
 from ppo_lightning.callbacks import checkpoint
-from tests.commands import LAST, REPOSITORY, RUN, WALK, load, logged, rows, run
+from tests.commands import LAST, REPOSITORY, RUN, WALK, counters, logged, rows, run
 
 TWO_RANKS = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
 SPLITS = '--evaluation.splits={"val": {}, "nil": {"wrappers": [{"class_path": "tests.test_resume.Negative"}]}}'
@@ -59,7 +59,7 @@ def test_two_ranks_train_with_two_splits_and_log_once():
     clock = "--trainer.callbacks=tests.test_ranks.LateClock"
     out = process("fit", *WALK, *TWO_RANKS, SPLITS, clock, "--data.total_timesteps=512", "--json")
     metrics = json.loads(out)["metrics"]
-    assert load(LAST)["RolloutDataModule"] == {"env_steps": 512, "iteration": 4}
+    assert counters(LAST) == {"env_steps": 512, "iteration": 4}
     assert logged(rows(column="train/loss")) == [128, 256, 384, 512]
     for split in ("val", "nil"):
         assert rows(column=f"eval/{split}/return_mean") == [(512, metrics[f"eval/{split}/return_mean"])]

@@ -16,6 +16,7 @@ from tests.commands import (
     WALK,
     command,
     config_of,
+    counters,
     load,
     logged,
     network_weights,
@@ -33,7 +34,7 @@ def test_a_resumed_run_goes_on_in_its_folder():
     run("fit", RESUME, "--data.total_timesteps=256")
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
     assert logged(rows(column="train/value_loss")) == [64, 128, 192, 256]
-    assert load(LAST)["RolloutDataModule"] == {"env_steps": 256, "iteration": 4}
+    assert counters(LAST) == {"env_steps": 256, "iteration": 4}
     assert load(LAST)["epoch"] == 3
     assert config_of()["data"]["total_timesteps"] == 128
     assert config_of(name="config_1.yaml")["data"]["total_timesteps"] == 256
@@ -108,7 +109,7 @@ def test_exactly_the_remaining_rollouts_are_played_after_kl_stops(monkeypatch):
     assert load(LAST)["global_step"] < 16  # the stops did happen
     run("fit", RESUME, "--data.total_timesteps=320")
     assert len(calls) == 5
-    assert load(LAST)["RolloutDataModule"] == {"env_steps": 320, "iteration": 5}
+    assert counters(LAST) == {"env_steps": 320, "iteration": 5}
     assert logged(rows(column="train/value_loss")) == [64, 128, 192, 256, 320]
 
 
@@ -124,7 +125,7 @@ def test_a_resumed_run_may_have_another_number_of_environments(monkeypatch):
 def test_a_worse_evaluation_after_a_resume_leaves_the_best_checkpoint():
     bandit = ["--data.env.id=tests.tasks:Bandit-v0", "--model.learning_rate=0.02", "--model.gamma=0.5"]
     run("fit", *WALK, *bandit, "--data.total_timesteps=2048", "--evaluation.num_episodes=50")
-    before = load(BEST)
+    before, counters_before = load(BEST), counters(BEST)
     score = max(rows(column="eval/return_mean"), key=lambda row: row[1])[1]
     assert score > 0.6
     # from now on it unlearns: the wrapper turns the rewards of the evaluation's environments round
@@ -132,20 +133,20 @@ def test_a_worse_evaluation_after_a_resume_leaves_the_best_checkpoint():
     outcome = run("fit", RESUME, "--data.total_timesteps=2112", negative)
     assert rows(column="eval/return_mean")[-1][1] < score
     assert same(load(BEST)["state_dict"], before["state_dict"])
-    assert load(BEST)["RolloutDataModule"] == before["RolloutDataModule"]
+    assert counters(BEST) == counters_before
     assert str(BEST) in outcome.out
 
 
 def test_the_best_score_survives_a_move_of_the_folder():
     bandit = ["--data.env.id=tests.tasks:Bandit-v0", "--model.learning_rate=0.02", "--model.gamma=0.5"]
     run("fit", *WALK, *bandit, "--data.total_timesteps=2048", "--evaluation.num_episodes=50")
-    before = load(BEST)["RolloutDataModule"]
+    before = counters(BEST)
     Path("lightning_logs").rename("old")
     Path("new").mkdir()
     Path("old").rename("new/lightning_logs")
     negative = "--data.env.wrappers=[{class_path: tests.test_resume.Negative}]"
     run("fit", f"--ckpt_path=new/{LAST}", "--data.total_timesteps=2112", negative)
-    assert load("new" / BEST)["RolloutDataModule"] == before
+    assert counters("new" / BEST) == before
 
 
 class Negative(gymnasium.RewardWrapper):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
@@ -13,13 +14,17 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from ppo_lightning.callbacks.monitor import check_monitors, is_any_evaluation_fresh
 from ppo_lightning.callbacks.schedule import crossed, env_steps, is_last_iteration
 from ppo_lightning.core.errors import check_range
+from ppo_lightning.core.snapshot import Snapshot, take_snapshot
 from ppo_lightning.loggers import run_folder_of
 
 _SECONDS_BETWEEN_SAVES = 2.0
 
 
 class RunCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt`` at most two seconds (and one iteration) behind, and ``step_<n>.ckpt`` every ``save_freq``.
+    """Keeps ``last.ckpt``, and ``step_<n>.ckpt`` every ``save_freq``.
+
+    The end of every iteration is captured in memory, on all ranks and whole. It is written at most every two seconds,
+    and at once when the run ends in any way that leaves it the time: a signal, an error, a lost rank.
 
     Args:
         save_freq: environment steps between the checkpoints that are kept; 0 keeps none but last and best.
@@ -28,34 +33,74 @@ class RunCheckpoint(Checkpoint):
     def __init__(self, save_freq: int = 0) -> None:
         check_range("--checkpoint.save_freq", save_freq, 0)
         self.save_freq = save_freq
-        self._saved_at = 0.0
-        self._saved_evaluation = False
+        self._folder: Path | None = None
+        self._checkpoint_io: Any = None
+        self._snapshot: Snapshot | None = None
+        self._written: Snapshot | None = None
+        self._written_at = 0.0
+        self._writing = threading.Lock()
+        self._saw_evaluation = False
+
+    # -- Lightning's hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Become the last callback: a snapshot holds what the others remember of the iteration."""
+        parts: Any = trainer
+        parts.callbacks = [*(other for other in parts.callbacks if other is not self), self]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the folder: a signal or a lost rank leaves no time for it."""
+        self._folder = checkpoint_folder(trainer)
+        self._checkpoint_io = trainer.strategy.checkpoint_io
+        self._snapshot = self._written = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what is due."""
+        """Capture the iteration, and write what is due."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        folder = checkpoint_folder(trainer)
+        self._snapshot = take_snapshot(trainer, env_steps(trainer))
+        self._saw_evaluation = is_any_evaluation_fresh(trainer)
+        if self._snapshot is None:
+            return
         if self.save_freq and crossed(trainer, self.save_freq):
-            save_whole(trainer, folder / f"step_{env_steps(trainer)}.ckpt")
-        is_fresh = is_any_evaluation_fresh(trainer)
-        # saving waits for all ranks, so it is the first one's clock that counts
-        is_due = trainer.strategy.broadcast(time.monotonic() - self._saved_at >= _SECONDS_BETWEEN_SAVES)
-        if is_fresh or is_due or is_last_iteration(trainer):
-            save_whole(trainer, folder / "last.ckpt")
-            self._saved_at = time.monotonic()
-        self._saved_evaluation = is_fresh
+            self._write(self._snapshot, f"step_{self._snapshot.env_steps}.ckpt")
+        is_due = time.monotonic() - self._written_at >= _SECONDS_BETWEEN_SAVES
+        if is_due or self._saw_evaluation or is_last_iteration(trainer):
+            self.flush()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save an evaluation that came after the last iteration's end."""
-        if is_any_evaluation_fresh(trainer) and not self._saved_evaluation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            save_whole(trainer, checkpoint_folder(trainer) / "last.ckpt")
+        """Write the end, with an evaluation that came after the last iteration's."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if is_any_evaluation_fresh(trainer) and not self._saw_evaluation:
+            self._snapshot = take_snapshot(trainer, env_steps(trainer))
+        self.flush()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say how an interrupted run goes on."""
-        last = checkpoint_folder(trainer) / "last.ckpt"
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and last.is_file():
+        """Write the newest snapshot, and say how an interrupted run goes on."""
+        last = self.flush()
+        if isinstance(exception, KeyboardInterrupt) and last is not None:
             print(f"\nInterrupted. Continue with: ppo-lightning fit --ckpt_path {relative_path(last)}", flush=True)
+
+    # -- writing
+
+    def flush(self) -> Path | None:
+        """Write the newest snapshot to ``last.ckpt`` unless it is there already; the path if there is one.
+
+        Without a collective, so that it can be called in any trouble and from any thread. Only rank 0 writes.
+        """
+        with self._writing:
+            snapshot = self._snapshot
+            if snapshot is None or self._folder is None:
+                return None
+            if snapshot is not self._written:
+                self._write(snapshot, "last.ckpt")
+                self._written, self._written_at = snapshot, time.monotonic()
+            return self._folder / "last.ckpt"
+
+    def _write(self, snapshot: Snapshot, name: str) -> None:
+        assert self._folder is not None
+        self._checkpoint_io.save_checkpoint(snapshot.checkpoint, self._folder / name)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -108,14 +153,6 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare an evaluation that came after the last iteration's end; to compare twice changes nothing."""
         self.on_train_epoch_end(trainer, pl_module)
-
-
-def save_whole(trainer: Trainer, path: Path) -> None:
-    """Save under another name first: an interrupted save leaves the file before it as it was."""
-    part = path.with_suffix(".part")
-    trainer.save_checkpoint(part, weights_only=False)
-    if trainer.is_global_zero:
-        part.replace(path)
 
 
 def relative_path(path: Union[str, Path]) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import torch
 from lightning.pytorch.utilities.seed import isolate_rng
+
+from ppo_lightning.data.seeding import seed_global_generators
 
 
 @contextlib.contextmanager
@@ -23,9 +22,7 @@ def beside_training(pl_module: Any, seed: int) -> Iterator[None]:
     pl_module.eval()
     try:
         with isolate_rng():
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            seed_global_generators(seed)
             yield
     finally:
         for module, mode in modes:

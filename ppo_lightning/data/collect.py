@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +11,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from ppo_lightning.core.agent import ActOutput, Agent
-from ppo_lightning.core.errors import TrainingError
+from ppo_lightning.core.errors import NotRestorableError, TrainingError
+from ppo_lightning.core.plain import from_plain, to_plain
 from ppo_lightning.core.rollout import MemoryRollout, Observation, Rollout, State, stack_steps
 from ppo_lightning.data.episodes import EpisodeStatistics
 from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv
@@ -28,12 +29,43 @@ class Collector:
     def __init__(self, env: VectorEnv, num_steps: int) -> None:
         self.env = env
         self.num_steps = num_steps
+        self.is_open = True
         self.episodes = EpisodeStatistics(env.num_envs)
         self._obs: ArrayObservation | None = None
         self._starts = np.ones(env.num_envs, dtype=bool)
         self._state: State | None = None
         self._rollout: Rollout | None = None
         self._host = _HostColumns(num_steps, env.num_envs)
+
+    def close(self) -> None:
+        """Free the simulators."""
+        self.env.close()
+        self.is_open = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the environments stand between two rollouts; ``not_restorable`` says what of them can't be saved."""
+        try:
+            simulators = self.env.state_dict()
+        except NotRestorableError as error:
+            return {"not_restorable": str(error)}
+        return {
+            "simulators": simulators,
+            "obs": to_plain(self._obs),
+            "starts": to_plain(self._starts),
+            "memory": self._state.to_dict() if isinstance(self._state, TensorDictBase) else self._state,
+            "episodes": self.episodes.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from there, with the memory on ``device``."""
+        self.env.reset()
+        self.env.load_state_dict(state["simulators"])
+        self._obs, self._starts = from_plain(state["obs"]), from_plain(state["starts"])
+        memory = state["memory"]
+        if isinstance(memory, Mapping):
+            memory = TensorDict(dict(memory), batch_size=[self.env.num_envs])
+        self._state = None if memory is None else memory.to(device)
+        self.episodes.load_state_dict(state["episodes"])
 
     def collect(self, agent: Agent, generators: Sequence[torch.Generator]) -> Rollout:
         """Play one rollout, with one generator for the action noise of each environment.

@@ -17,6 +17,7 @@ from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.data.collect import Collector
 from ppo_lightning.data.dataset import RolloutDataset
 from ppo_lightning.data.episodes import EpisodeStatistics
+from ppo_lightning.data.running import RunningEnvironments, gather_running, why_fresh
 from ppo_lightning.data.seeding import Streams
 from ppo_lightning.data.trainer_settings import refuse_meaningless_settings
 from ppo_lightning.envs.base import EnvFactory, error_of_split
@@ -76,6 +77,9 @@ class RolloutDataModule(LightningDataModule):
         self._max_epochs: int | None = None  # as the user set it
         self._limits: tuple[int | None, Any] | None = None  # max_epochs and limit_val_batches, as the user set them
         self._collector: Collector | None = None
+        self._running: RunningEnvironments | None = None  # the environments of all ranks,
+        self._gathered_at = 0  # as they were after this iteration
+        self._is_resumed = False
         self._check_total(world_size=1)
 
     # -- what others read
@@ -177,7 +181,8 @@ class RolloutDataModule(LightningDataModule):
         assert self.trainer is not None
         epochs = self.trainer.current_epoch
         if not epochs and self._collector is not None:  # used by another Trainer
-            self.iteration = self.env_steps = 0
+            self.iteration = self.env_steps = self._gathered_at = 0
+            self._running = None
         elif epochs and epochs != self.iteration and not self.trainer.ckpt_path:
             raise ConfigurationError(
                 f"This Trainer has trained {epochs} iterations already, and this RolloutDataModule {self.iteration}: "
@@ -240,6 +245,7 @@ class RolloutDataModule(LightningDataModule):
         streams = Streams(self.seed, self.trainer.global_rank * self.num_envs, self.num_envs)
         self._close()
         self._collector = Collector(self.env.make(streams.env_seeds(self.iteration)), self.num_steps)
+        self._restore_environments(agent.device)
         return RolloutDataset(
             agent=agent,
             collector=self._collector,
@@ -249,6 +255,18 @@ class RolloutDataModule(LightningDataModule):
             iterations=lambda: self.iteration,
             on_rollout=self._count_rollout,
         )
+
+    def _restore_environments(self, device: torch.device) -> None:
+        """Take up the environments of the checkpoint that is resumed; where that can't be, say why."""
+        assert self.trainer is not None
+        if not self._is_resumed or self._collector is None:
+            return
+        self._is_resumed = False
+        reason = why_fresh(self._running, self.env, self.num_envs, self.world_size)
+        if reason:
+            rank_zero_warn(f"The simulators start fresh episodes, from new seeds: {reason}.")
+        elif self._running is not None:
+            self._collector.load_state_dict(self._running["ranks"][self.trainer.global_rank], device)
 
     def _count_rollout(self) -> None:
         self.iteration += 1
@@ -267,13 +285,22 @@ class RolloutDataModule(LightningDataModule):
         return range(1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters; random streams are functions of them."""
-        return {"env_steps": self.env_steps, "iteration": self.iteration}
+        """The counters, of which random streams are functions, and the environments of all ranks.
+
+        Environments only change while a rollout is played: they are gathered once an iteration, by whoever asks first.
+        """
+        if self._collector is not None and self._collector.is_open and self._gathered_at != self.iteration:
+            self._running = gather_running(self.env, self.num_envs, self._collector.state_dict(), self.world_size)
+            self._gathered_at = self.iteration
+        return {"env_steps": self.env_steps, "iteration": self.iteration, "running": self._running}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the counters of a checkpoint; environments start fresh episodes from new seeds."""
+        """Take up the counters of a checkpoint, and its environments when they are made."""
         self.env_steps = state_dict["env_steps"]
         self.iteration = state_dict["iteration"]
+        self._running = state_dict.get("running")  # format 1 had none
+        self._gathered_at = self.iteration
+        self._is_resumed = True
         assert self.trainer is not None
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
@@ -285,7 +312,9 @@ class RolloutDataModule(LightningDataModule):
         self._limit_trainer()
 
     def teardown(self, stage: str) -> None:
-        """Close the simulators."""
+        """Close the simulators, of which a checkpoint may still be saved."""
+        if stage == "fit":
+            self.state_dict()
         self._close()
         self._restore_trainer()
 
@@ -296,4 +325,4 @@ class RolloutDataModule(LightningDataModule):
 
     def _close(self) -> None:
         if self._collector is not None:
-            self._collector.env.close()
+            self._collector.close()

@@ -51,6 +51,7 @@ class RolloutDataset(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         iteration = self.iterations()
+        self.streams.seed_globals(iteration)
         rollout = self.collector.collect(self.agent, self.streams.action_generators(iteration))
         self.on_rollout()
         batch = self.agent.prepare(rollout)

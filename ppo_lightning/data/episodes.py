@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from ppo_lightning.envs.base import Array, StepResult
 
 RECENT_EPISODES = 100
+_RUNNING = "_returns", "_base_returns", "lengths"
 
 
 @dataclass
@@ -61,6 +65,17 @@ class EpisodeStatistics:
     def drop(self, row: int) -> None:
         """Forget the running episode of this environment."""
         self._returns[row] = self._base_returns[row] = self.lengths[row] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running episodes, and the last returns."""
+        running = {name: torch.from_numpy(getattr(self, name).copy()) for name in _RUNNING}
+        return {**running, "recent_returns": list(self.recent_returns)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with them."""
+        for name in _RUNNING:
+            getattr(self, name)[:] = state[name].numpy()
+        self.recent_returns.extend(state["recent_returns"])
 
     def _close(self, row: int, solved: Array | None) -> Episode:
         episode = self.running(row, None if solved is None else bool(solved[row]))

@@ -6,13 +6,21 @@ needs saving: the streams of iteration k are the same in a run that was interrup
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 # one number a purpose: streams of different purposes never meet
-_ENV, _ACTION, _SHUFFLE, _EVAL_ENV, _EVAL_ACTION = range(5)
+_ENV, _ACTION, _SHUFFLE, _EVAL_ENV, _EVAL_ACTION, _GLOBAL = range(6)
+
+
+def seed_global_generators(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's own generators, on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,14 @@ class Streams:
     def shuffle_generator(self, iteration: int) -> torch.Generator:
         """Generator of the minibatch order of ``iteration``."""
         return self._generator(_SHUFFLE, self.first_env, iteration)
+
+    def seed_globals(self, iteration: int) -> None:
+        """Begin ``iteration`` with the global generators in a state of its own, different on every rank.
+
+        Networks that draw random numbers (dropout) and environments that use the global generators do the same in a
+        run that was interrupted before it.
+        """
+        seed_global_generators(self._key(_GLOBAL, self.first_env, iteration))
 
     def eval_env_seeds(self) -> list[int]:
         """Seeds of evaluation environments: the same at every evaluation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from abc import ABC, abstractmethod
@@ -120,6 +121,9 @@ class EnvFactory(ABC):
     evaluation can change some of them.
     """
 
+    speed_settings: tuple[str, ...] = ()
+    """Settings that change how fast the simulator is, and nothing in what it simulates."""
+
     @abstractmethod
     def make(self, seeds: Sequence[int]) -> VectorEnv:
         """One environment a seed.
@@ -146,7 +150,13 @@ class EnvFactory(ABC):
             ConfigurationError: a setting is unknown or not accepted; names ``flag``.
         """
         types = get_type_hints(type(self).__init__)
-        own = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        try:
+            own = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        except AttributeError as error:
+            raise ConfigurationError(
+                f"{flag}: {type(self).__name__} does not keep its argument {error.name!r} as an attribute, so it "
+                "cannot be made again with other settings: let its __init__ keep every argument under its name."
+            ) from error
         for name, value in settings.items():
             if name not in own:
                 raise ConfigurationError(
@@ -161,6 +171,29 @@ class EnvFactory(ABC):
             return type(self)(**own)
         except ConfigurationError as error:
             raise error_of_split(error, flag) from error
+
+
+def describe_settings(factory: EnvFactory) -> dict[str, str]:
+    """The settings of an environment in words, by which that of a checkpoint is compared with that of a run."""
+    names = [name for name in inspect.signature(type(factory)).parameters if name not in factory.speed_settings]
+    own = {name: _words(getattr(factory, name, None)) for name in names}
+    return {"class": f"{type(factory).__module__}.{type(factory).__qualname__}", **own}
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, EnvFactory):
+        return str(describe_settings(value))
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_words, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_words(item)}' for key, item in value.items())}}}"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, functools.partial):  # of a class; the command line's name it among their arguments
+        made = next((part for part in (value.func, *value.args) if isinstance(part, type)), value.func)
+        return f"{_words(made)}({_words(value.keywords)})"
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def error_of_split(error: ConfigurationError, flag: str) -> ConfigurationError:

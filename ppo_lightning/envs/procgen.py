@@ -44,6 +44,8 @@ class ProcgenEnv(EnvFactory):
         use_backgrounds: draw the games' backgrounds.
     """
 
+    speed_settings = ("num_threads",)
+
     def __init__(
         self,
         env_name: str,

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from benchmarks.kill_loop import WALL_CLOCK, differences
-from ppo_lightning import ActorCritic, BestCheckpoint, Evaluation, RunCheckpoint, TrainingSummary, run_loggers
+from ppo_lightning import BestCheckpoint, Evaluation, GymnasiumEnv, RunCheckpoint, TrainingSummary, run_loggers
 from tests.commands import load, rows
 from tests.runs import SMALL_NETWORK, fit, make_data, make_ppo
+from tests.test_memory import SmallGRU
 
 ITERATIONS = 6
 
@@ -83,6 +84,65 @@ def test_from_the_best_checkpoint(tmp_path):
 
 def test_a_network_that_draws_random_numbers(tmp_path):
     check(tmp_path, 2, ppo={"network": Dropping})
+
+
+CONFIGURATIONS = st.fixed_dictionaries(
+    {
+        "data": st.fixed_dictionaries(
+            {
+                "num_envs": st.sampled_from([2, 4]),
+                "num_steps": st.integers(2, 24).map(lambda half: 2 * half),
+                "num_minibatches": st.sampled_from([1, 2]),
+                "update_epochs": st.integers(1, 3),
+                "seed": st.integers(0, 2**31),
+                "vectorization": st.sampled_from(["sync", "sync", "vector_entry_point"]),
+            }
+        ),
+        "ppo": st.fixed_dictionaries(
+            {
+                "network": st.sampled_from([SMALL_NETWORK, Dropping, SmallGRU]),
+                "target_kl": st.sampled_from([None, 1e-3]),
+                "norm_adv": st.booleans(),
+                "clip_vloss": st.booleans(),
+                "critic_pretrain_steps": st.sampled_from([0, 0, 100]),
+                "schedule": st.sampled_from(["none", "anneal", "cosine"]),
+                "optimizer": st.sampled_from([None, torch.optim.RMSprop, torch.optim.SGD]),
+            }
+        ),
+        "trainer": st.fixed_dictionaries(
+            {
+                "precision": st.sampled_from(["32-true", "64-true", "bf16-mixed"]),
+                "accumulate_grad_batches": st.sampled_from([1, 2]),
+                "gradient_clip_val": st.sampled_from([None, 0.5]),
+            }
+        ),
+    }
+)
+SCHEDULES = {
+    "none": {},
+    "anneal": {"anneal_lr": True},
+    "cosine": {"scheduler": functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=ITERATIONS)},
+}
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],  # shrinking whole runs takes minutes
+    suppress_health_check=list(HealthCheck),
+)
+@given(configuration=CONFIGURATIONS, at=st.integers(1, ITERATIONS - 1))
+def test_any_configuration_after_any_iteration(tmp_path, configuration, at):
+    data, ppo, trainer = (dict(configuration[part]) for part in ("data", "ppo", "trainer"))
+    data["env"] = GymnasiumEnv("CartPole-v1", vectorization=data.pop("vectorization"))
+    optimizer = ppo.pop("optimizer")
+    if optimizer is not None:
+        ppo["optimizer"] = functools.partial(optimizer)
+    ppo |= SCHEDULES[ppo.pop("schedule")]
+    for folder in ("whole", "again"):
+        shutil.rmtree(tmp_path / folder, ignore_errors=True)
+    check(tmp_path, at, data, ppo, **trainer)
 
 
 @pytest.mark.slow

@@ -22,10 +22,10 @@ class SmallGRU(nn.Module):
         self.value = nn.Linear(8, 1)
 
     def initial_state(self, num_envs):
-        return torch.zeros(num_envs, 8)
+        return self.cell.weight_ih.new_zeros(num_envs, 8)
 
     def forward(self, obs, state):
-        hidden = self.cell(obs, state)
+        hidden = self.cell(obs.to(state.dtype), state)
         return PPOModelOutput(self.policy(hidden), self.value(hidden).squeeze(-1), hidden), hidden
 
 

@@ -128,6 +128,8 @@ class OnPolicyModule(LightningModule):
             callbacks.insert(0, IterationBorders())
         if self.network is None:
             self.build_network(self._source.observation_space, self._source.action_space)
+        # Lightning would do so after it has loaded a checkpoint, whose float64 parameters would be rounded to float32
+        self.trainer.precision_plugin.convert_module(self)
 
     def forward(self, obs: Any) -> Any:
         """The network's output for observations ``(B, *shape)``."""

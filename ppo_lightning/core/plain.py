@@ -37,7 +37,7 @@ def to_plain(value: Any) -> Any:
         return pack(value)
     if isinstance(value, np.generic):
         return _pack_scalar(value)
-    raise NotRestorableError(f"a {_name(type(value))} cannot be saved")
+    raise NotRestorableError(f"a value of type {_name(type(value))} cannot be saved")
 
 
 def from_plain(plain: Any) -> Any:
@@ -59,7 +59,7 @@ def from_plain(plain: Any) -> Any:
         return plain.clone()
     if plain is None or kind in (bool, int, float, str):
         return plain
-    raise NotRestorableError(f"a {_name(kind)} is nothing that was saved")
+    raise NotRestorableError(f"a value of type {_name(kind)} is nothing that was saved")
 
 
 def map_arrays(plain: Any, change: Callable[[Any], Any]) -> Any:
@@ -68,7 +68,7 @@ def map_arrays(plain: Any, change: Callable[[Any], Any]) -> Any:
     Worker processes send numpy arrays instead of tensors, which would take an open file each.
     """
     if type(plain) is dict:
-        if plain.get(TAG) == "array":
+        if plain.get(TAG) in ("array", "bytes"):
             return {**plain, "data": change(plain["data"])}
         return {key: map_arrays(item, change) for key, item in plain.items()}
     if type(plain) in (list, tuple):
@@ -135,11 +135,11 @@ def _pack_array(value: np.ndarray[Any, Any]) -> dict[str, Any]:
     return packed
 
 
-def _pack_scalar(value: np.generic[Any]) -> dict[str, Any]:
+def _pack_scalar(value: Any) -> dict[str, Any]:
     if isinstance(value, np.str_):
         return {TAG: "np.str", "text": str(value)}
     if value.dtype.kind not in "biufc" or value.dtype.char in "gG":
-        raise NotRestorableError(f"a {_name(type(value))} cannot be saved")
+        raise NotRestorableError(f"a value of type {_name(type(value))} cannot be saved")
     return {TAG: "scalar", "dtype": value.dtype.str, "hex": value.tobytes().hex()}
 
 
@@ -227,7 +227,7 @@ def _items(plain: dict[str, Any]) -> Iterable[Any]:
 
 _UNPACK: dict[str, Callable[[dict[str, Any]], Any]] = {
     "int": lambda plain: int(plain["hex"], 16),
-    "bytes": lambda plain: plain["data"].numpy().tobytes(),
+    "bytes": lambda plain: np.asarray(plain["data"]).tobytes(),
     "dict": lambda plain: dict(_items(plain)),
     "ordered": lambda plain: OrderedDict(_items(plain)),
     "deque": lambda plain: deque(_items(plain), plain["maxlen"]),

@@ -18,7 +18,7 @@ from ppo_lightning.core.errors import ConfigurationError, NotRestorableError, cl
 from ppo_lightning.core.plain import from_plain, map_arrays, to_plain
 from ppo_lightning.core.spaces import check_spaces
 from ppo_lightning.envs.base import Array, ArrayObservation, EnvFactory, StepResult, VectorEnv, take_rows
-from ppo_lightning.envs.state import SimulatorState, find_codec, name_of
+from ppo_lightning.envs.state import SimulatorState, find_codec, name_of, record_actions
 
 Vectorization = Literal["sync", "async", "vector_entry_point"]
 
@@ -133,7 +133,7 @@ def _make_one(id: str, kwargs: dict[str, Any], wrappers: Sequence[Callable[[Any]
     env = gymnasium.make(id, **kwargs)
     for wrapper in wrappers:
         env = wrapper(env)
-    return SimulatorState(env)
+    return SimulatorState(record_actions(env))
 
 
 class GymnasiumVectorEnv(VectorEnv):
@@ -243,11 +243,15 @@ class GymnasiumVectorEnv(VectorEnv):
         if not self._is_one_each:
             return [[(name_of(self.env), find_codec(self.env).save(self.env))]]
         self._refuse_strangers()
-        answers = self.env.call("take_simulator_state")
+        answers = self.env.call("take_simulator_state", to_send=self._has_workers)
         for answer in answers:
             if isinstance(answer, str):
                 raise NotRestorableError(answer)
-        return [map_arrays(answer, torch.from_numpy) for answer in answers]
+        return [map_arrays(answer, torch.from_numpy) for answer in answers] if self._has_workers else list(answers)
+
+    @property
+    def _has_workers(self) -> bool:
+        return isinstance(self.env.unwrapped, AsyncVectorEnv)
 
     def _refuse_strangers(self) -> None:
         if self.env is not self.env.unwrapped:
@@ -276,9 +280,10 @@ class GymnasiumVectorEnv(VectorEnv):
 
     def _load_simulators(self, simulators: Sequence[Any], only_resets: Array) -> None:
         self._refuse_strangers()
+        if self._has_workers:
+            simulators = map_arrays(simulators, lambda tensor: tensor.numpy())
         states = [
-            {"layers": map_arrays(simulator, lambda tensor: tensor.numpy()), "resets_next": bool(resets)}
-            for simulator, resets in zip(simulators, only_resets)
+            {"layers": simulator, "resets_next": bool(resets)} for simulator, resets in zip(simulators, only_resets)
         ]
         self.env.set_attr("simulator_state_to_load", states)
         for problem in self.env.call("load_simulator_state"):

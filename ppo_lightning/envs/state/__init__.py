@@ -2,7 +2,7 @@
 
 from ppo_lightning.envs.state.codecs import CODECS
 from ppo_lightning.envs.state.fields import Codec, Fields
-from ppo_lightning.envs.state.layers import find_codec, layers_of, load_layers, name_of, save_layers
+from ppo_lightning.envs.state.layers import find_codec, layers_of, load_layers, name_of, record_actions, save_layers
 from ppo_lightning.envs.state.replay import Recorder, Replay
 from ppo_lightning.envs.state.simulator import SimulatorState
 
@@ -17,5 +17,6 @@ __all__ = [
     "layers_of",
     "load_layers",
     "name_of",
+    "record_actions",
     "save_layers",
 ]

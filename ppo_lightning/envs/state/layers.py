@@ -11,7 +11,7 @@ from ppo_lightning.core.errors import NotRestorableError
 from ppo_lightning.core.plain import from_plain, to_plain
 from ppo_lightning.envs.state.codecs import CODECS
 from ppo_lightning.envs.state.fields import Codec, describe
-from ppo_lightning.envs.state.replay import Recorder
+from ppo_lightning.envs.state.replay import Recorder, Replay
 
 Layers = list[tuple[str, dict[str, Any]]]
 """Each class's name with its state, from the outermost wrapper to the environment."""
@@ -27,8 +27,8 @@ class Own:
     def save(self, layer: Any) -> dict[str, Any]:
         try:
             state = {"own": to_plain(layer.state_dict())}
-        except NotRestorableError as error:
-            raise NotRestorableError(f"the state_dict() of {describe(layer)}: {error}") from None
+        except Exception as error:  # of whatever a user wrote; no reason to end the training
+            raise NotRestorableError(f"the state_dict() of {describe(layer)}: {_reason(error)}") from error
         if not isinstance(layer, gymnasium.Wrapper):
             state["np_random"] = to_plain(getattr(layer, "_np_random", None))
             state["np_random_seed"] = to_plain(getattr(layer, "_np_random_seed", None))
@@ -98,4 +98,28 @@ def load_layers(env: Any, states: Sequence[tuple[str, dict[str, Any]]]) -> None:
         raise NotRestorableError(f"the state is one of {' of '.join(saved)}, not of {' of '.join(names)}")
     # the environment first: it may have to be played to where it was
     for layer, (_, state) in reversed(list(zip(layers, states))):
-        find_codec(layer).load(layer, state)
+        try:
+            find_codec(layer).load(layer, state)
+        except NotRestorableError:
+            raise
+        except Exception as error:
+            raise NotRestorableError(f"{describe(layer)} did not take up its state: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, NotRestorableError) else f"{type(error).__name__}: {error}"
+
+
+def record_actions(env: Any) -> Any:
+    """The environment with a recorder right around its innermost part, where that can only be played again."""
+    outer, base = None, env
+    while isinstance(base, gymnasium.Wrapper):
+        outer, base = base, base.env
+    codec = CODECS.get(f"{type(base).__module__}:{type(base).__qualname__}")
+    if not isinstance(codec, Replay):
+        return env
+    recorder = Recorder(base, codec.renew)
+    if outer is None:
+        return recorder
+    outer.env = recorder
+    return env

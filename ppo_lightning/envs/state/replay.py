@@ -66,7 +66,7 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._obs: Any = None
 
     @property
-    def spec(self) -> Any:
+    def spec(self) -> Any:  # type: ignore[override]
         return self.env.spec
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

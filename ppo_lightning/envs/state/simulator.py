@@ -1,4 +1,4 @@
-"""The outermost wrapper of every Gymnasium environment: hands its state out and takes it in, in a worker process too."""
+"""The outermost wrapper of Gymnasium environments: hands their state out and takes it in, in worker processes too."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ import gymnasium
 
 from ppo_lightning.core.errors import NotRestorableError
 from ppo_lightning.core.plain import map_arrays
-from ppo_lightning.envs.state.layers import Layers, find_codec, load_layers, save_layers
-from ppo_lightning.envs.state.replay import Recorder, Replay
+from ppo_lightning.envs.state.layers import Layers, load_layers, save_layers
 
 
 class SimulatorState(gymnasium.Wrapper[Any, Any, Any, Any]):
     """An environment whose state can be taken and loaded through a vector environment's ``call`` and ``set_attr``.
 
-    What goes wrong is answered, not raised: an exception would end the worker process. Arrays travel as numpy's.
-    Environments that have to be played to where they were are recorded from here on.
+    What goes wrong is answered, not raised: an exception would end the worker process.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
-        super().__init__(_record(env))
+        super().__init__(env)
         self.simulator_state_to_load: dict[str, Any] = {}
         self._resets_next = False
 
     @property
-    def spec(self) -> Any:
+    def spec(self) -> Any:  # type: ignore[override]
         return self.env.spec
 
-    def take_simulator_state(self) -> Layers | str:
-        """The state of each layer, or why there is none."""
+    def take_simulator_state(self, to_send: bool = False) -> Layers | str:
+        """The state of each layer, or why there is none; with numpy's arrays for tensors if it is ``to_send``."""
         try:
-            return map_arrays(save_layers(self.env), lambda tensor: tensor.numpy())
+            layers = save_layers(self.env)
         except NotRestorableError as error:
             return str(error)
+        return map_arrays(layers, lambda tensor: tensor.numpy()) if to_send else layers
 
     def load_simulator_state(self) -> str | None:
         """Go on as the environment did whose state lies in ``simulator_state_to_load``; returns why that failed."""
@@ -55,21 +54,3 @@ class SimulatorState(gymnasium.Wrapper[Any, Any, Any, Any]):
             obs, info = self.reset()
             return obs, 0.0, False, False, info
         return self.env.step(action)
-
-
-def _record(env: Any) -> Any:
-    """The environment with a recorder right around its innermost part, where that can only be played again."""
-    outer, base = None, env
-    while isinstance(base, gymnasium.Wrapper):
-        outer, base = base, base.env
-    try:
-        codec = find_codec(base)
-    except NotRestorableError:
-        return env
-    if not isinstance(codec, Replay) or isinstance(outer, Recorder):
-        return env
-    recorder = Recorder(base, codec.renew)
-    if outer is None:
-        return recorder
-    outer.env = recorder
-    return env

@@ -1,0 +1,331 @@
+"""The table of simulators that can be saved and restored: each codec's proof runs over it, and that of whole runs."""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces, wrappers
+from gymnasium.vector import AutoresetMode
+
+from ppo_lightning.envs import EnvFactory, GymnasiumEnv, ProcgenEnv
+from ppo_lightning.envs.state import CODECS
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """A case: ``factory`` is what a run takes, ``make(seeds)`` the same unless another reset mode is to be tried."""
+
+    name: str
+    factory: EnvFactory
+    make: Callable
+    proves: tuple[str, ...]
+    """The keys of CODECS that this case proves."""
+    needs: tuple[str, ...] = ()
+    """Packages without which it is skipped."""
+    before: int = 37
+    after: int = 150
+    """Steps before the state is taken and after it is loaded."""
+    num_envs: int = 3
+
+    def missing(self):
+        return [package for package in self.needs if importlib.util.find_spec(package) is None]
+
+
+class Film(gymnasium.Env):
+    """Pictures of noise, in episodes of 3 to 9 steps; saves and restores itself."""
+
+    observation_space = spaces.Box(0, 255, (6, 5, 3), np.uint8)
+    action_space = spaces.Discrete(2)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.rng = self.np_random  # another name for it
+        self.left, self.total = int(self.rng.integers(3, 10)), np.float32(0)
+        return self._draw(), {}
+
+    def step(self, action):
+        self.left, self.total = self.left - 1, self.total + np.float32(0.1) * action
+        return self._draw(), float(self.total), self.left == 0, False, {}
+
+    def _draw(self):
+        self.picture = self.rng.integers(0, 256, (6, 5, 3), np.uint8)
+        return self.picture.copy()
+
+    def render(self):
+        return self.picture[::-1]
+
+    def state_dict(self):
+        return {"left": self.left, "total": self.total, "picture": self.picture}
+
+    def load_state_dict(self, state):
+        self.left, self.total, self.picture = state["left"], state["total"], state["picture"]
+        self.rng = self.np_random
+        self.rng.normal()  # what it draws here doesn't count
+
+
+class Doubled(gymnasium.RewardWrapper):
+    """Pays more at every step of the whole run; saves and restores itself."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.factor = 1.0
+
+    def reward(self, reward):
+        self.factor *= 1.01
+        return float(reward) * self.factor
+
+    def state_dict(self):
+        return {"factor": self.factor}
+
+    def load_state_dict(self, state):
+        self.factor = state["factor"]
+
+
+gymnasium.register("Film-v0", "tests.stateful:Film")
+
+
+def same(value):
+    return value
+
+
+def wrap(name, /, *args, **kwargs):
+    """One wrapper of Gymnasium's; None where this version has no such."""
+    kind = getattr(wrappers, name, None)
+    return kind and functools.partial(_wrap, kind, args, kwargs)
+
+
+def _wrap(kind, args, kwargs, env):
+    return kind(env, *args, **kwargs)
+
+
+def limit(steps):
+    return wrap("TimeLimit", steps)
+
+
+def case(name, id, *wrapping, proves="", mode=None, vectorization="sync", kwargs=None, **more):
+    """Nothing where this version of Gymnasium has no such wrapper."""
+    if None in wrapping:
+        return []
+    factory = GymnasiumEnv(id, vectorization, kwargs, list(wrapping))
+    make = factory.make if mode is None else functools.partial(_make_in_mode, factory, mode)
+    return [Simulator(name, factory, make, tuple(_full(short) for short in proves.split()), **more)]
+
+
+def _make_in_mode(factory, mode, seeds):
+    return factory._adapt(seeds, lambda: factory._make_sync(len(seeds), {}, mode))
+
+
+def _full(short):
+    """``cartpole:CartPoleEnv`` for the one key of CODECS that ends so; such keys may be of other versions' classes."""
+    (key,) = [key for key in CODECS if key.endswith(f".{short}")]
+    return key
+
+
+def newest(name):
+    """The id of a name's newest version: Gymnasium's releases differ."""
+    return max((id for id in gymnasium.registry if id.startswith(f"{name}-v")), key=lambda id: int(id.split("-v")[1]))
+
+
+CHECKS = "common:PassiveEnvChecker common:OrderEnforcing common:TimeLimit"
+BOX2D = {"needs": ("Box2D", "pygame"), "num_envs": 2}
+OBS, ACT = "transform_observation", "transform_action"
+
+SIMULATORS = [
+    # environments
+    *case("CartPole", "CartPole-v1", proves=f"{CHECKS} cartpole:CartPoleEnv"),
+    *case("CartPole sutton", "CartPole-v1", limit(12), kwargs={"sutton_barto_reward": True}),
+    *case("CartPole async", "CartPole-v1", vectorization="async", num_envs=2),
+    *case("CartPole next step", "CartPole-v1", mode=AutoresetMode.NEXT_STEP),
+    *case(
+        "CartPole vector",
+        "CartPole-v1",
+        vectorization="vector_entry_point",
+        kwargs={"max_episode_steps": 20},
+        proves="cartpole:CartPoleVectorEnv",
+    ),
+    *case("MountainCar", "MountainCar-v0", limit(30), proves="mountain_car:MountainCarEnv"),
+    *case(
+        "MountainCarContinuous",
+        "MountainCarContinuous-v0",
+        limit(30),
+        proves="continuous_mountain_car:Continuous_MountainCarEnv",
+    ),
+    *case("Acrobot", "Acrobot-v1", limit(30), proves="acrobot:AcrobotEnv"),
+    *case("Pendulum", "Pendulum-v1", limit(30), proves="pendulum:PendulumEnv"),
+    *case("Pendulum next step", "Pendulum-v1", limit(5), mode=AutoresetMode.NEXT_STEP),
+    *case("FrozenLake", "FrozenLake-v1", proves="frozen_lake:FrozenLakeEnv"),
+    *case("CliffWalking", newest("CliffWalking"), limit(25), proves="cliffwalking:CliffWalkingEnv"),
+    *case("Taxi", newest("Taxi"), limit(25), proves="taxi:TaxiEnv"),
+    *case("Taxi async", newest("Taxi"), limit(25), vectorization="async", num_envs=2),
+    *case(
+        "Blackjack",
+        "Blackjack-v1",
+        wrap("FlattenObservation"),
+        proves=f"blackjack:BlackjackEnv {OBS}:FlattenObservation",
+    ),
+    # wrappers
+    *case(
+        "FrameStackObservation",
+        "CartPole-v1",
+        wrap("FrameStackObservation", 4),
+        proves="stateful_observation:FrameStackObservation",
+    ),
+    *case("FrameStackObservation zero", "Film-v0", wrap("FrameStackObservation", 3, padding_type="zero")),
+    *case(
+        "DelayObservation", "CartPole-v1", wrap("DelayObservation", 3), proves="stateful_observation:DelayObservation"
+    ),
+    *case(
+        "TimeAwareObservation",
+        "CartPole-v1",
+        wrap("TimeAwareObservation"),
+        proves="stateful_observation:TimeAwareObservation",
+    ),
+    *case(
+        "FilterObservation",
+        "CartPole-v1",
+        wrap("TimeAwareObservation", flatten=False),
+        wrap("FilterObservation", ["time"]),
+        proves=f"{OBS}:FilterObservation",
+    ),
+    *case(
+        "NormalizeObservation",
+        "CartPole-v1",
+        wrap("NormalizeObservation"),
+        proves="stateful_observation:NormalizeObservation",
+    ),
+    *case(
+        "MaxAndSkipObservation",
+        "CartPole-v1",
+        wrap("MaxAndSkipObservation", 3),
+        proves="stateful_observation:MaxAndSkipObservation",
+    ),
+    *case(
+        "NormalizeReward", "Pendulum-v1", limit(9), wrap("NormalizeReward"), proves="stateful_reward:NormalizeReward"
+    ),
+    *case("StickyAction", "CartPole-v1", wrap("StickyAction", 0.5, (2, 4)), proves="stateful_action:StickyAction"),
+    *case("RepeatAction", "CartPole-v1", wrap("RepeatAction", 2), proves="stateful_action:RepeatAction"),
+    *case(
+        "RecordEpisodeStatistics",
+        "CartPole-v1",
+        wrap("RecordEpisodeStatistics", buffer_length=3),
+        proves="common:RecordEpisodeStatistics",
+    ),
+    *case("Autoreset", "CartPole-v1", wrap("Autoreset"), proves="common:Autoreset"),
+    *case("RescaleAction", "Pendulum-v1", limit(9), wrap("RescaleAction", -1, 1), proves=f"{ACT}:RescaleAction"),
+    *case("ClipAction", "Pendulum-v1", limit(9), wrap("ClipAction"), proves=f"{ACT}:ClipAction"),
+    *case("DiscretizeAction", "Pendulum-v1", limit(9), wrap("DiscretizeAction", 3), proves=f"{ACT}:DiscretizeAction"),
+    *case(
+        "TransformAction",
+        "CartPole-v1",
+        wrap("TransformAction", same, spaces.Discrete(2)),
+        proves=f"{ACT}:TransformAction",
+    ),
+    *case("ClipReward", "Pendulum-v1", limit(9), wrap("ClipReward", -1, 0), proves="transform_reward:ClipReward"),
+    *case(
+        "TransformReward", "CartPole-v1", wrap("TransformReward", np.float32), proves="transform_reward:TransformReward"
+    ),
+    *case(
+        "TransformObservation",
+        "Film-v0",
+        wrap("TransformObservation", same, Film.observation_space),
+        proves=f"{OBS}:TransformObservation",
+    ),
+    *case("GrayscaleObservation", "Film-v0", wrap("GrayscaleObservation"), proves=f"{OBS}:GrayscaleObservation"),
+    *case(
+        "ResizeObservation",
+        "Film-v0",
+        wrap("ResizeObservation", (4, 4)),
+        proves=f"{OBS}:ResizeObservation",
+        needs=("cv2",),
+    ),
+    *case("ReshapeObservation", "Film-v0", wrap("ReshapeObservation", (90,)), proves=f"{OBS}:ReshapeObservation"),
+    *case(
+        "RescaleObservation",
+        "MountainCar-v0",
+        limit(9),
+        wrap("RescaleObservation", 0, 1),
+        proves=f"{OBS}:RescaleObservation",
+    ),
+    *case("DtypeObservation", "Film-v0", wrap("DtypeObservation", np.float32), proves=f"{OBS}:DtypeObservation"),
+    *case(
+        "DiscretizeObservation",
+        "MountainCar-v0",
+        limit(9),
+        wrap("DiscretizeObservation", 5),
+        proves=f"{OBS}:DiscretizeObservation",
+    ),
+    *case(
+        "AddRenderObservation",
+        "Film-v0",
+        wrap("AddRenderObservation"),
+        kwargs={"render_mode": "rgb_array"},
+        proves=f"{OBS}:AddRenderObservation",
+    ),
+    # a user's own
+    *case("own methods", "Film-v0", Doubled),
+    *case("own methods async", "Film-v0", Doubled, vectorization="async", num_envs=2),
+    # several at once
+    *case(
+        "many wrappers",
+        "CartPole-v1",
+        wrap("StickyAction", 0.3),
+        wrap("NormalizeObservation"),
+        wrap("FrameStackObservation", 2),
+        limit(11),
+        wrap("RecordEpisodeStatistics"),
+        wrap("NormalizeReward"),
+        mode=AutoresetMode.NEXT_STEP,
+    ),
+    # played again
+    *case("LunarLander", "LunarLander-v3", proves="lunar_lander:LunarLander", before=190, after=400, **BOX2D),
+    *case(
+        "LunarLander windy",
+        "LunarLander-v3",
+        kwargs={"enable_wind": True, "continuous": True},
+        before=190,
+        after=400,
+        **BOX2D,
+    ),
+    *case("LunarLander async", "LunarLander-v3", vectorization="async", before=60, **BOX2D),
+    *case("LunarLander next step", "LunarLander-v3", mode=AutoresetMode.NEXT_STEP, before=100, after=250, **BOX2D),
+    *case(
+        "BipedalWalker",
+        "BipedalWalker-v3",
+        limit(90),
+        proves="bipedal_walker:BipedalWalker",
+        before=200,
+        after=400,
+        **BOX2D,
+    ),
+    *case(
+        "BipedalWalker hardcore",
+        "BipedalWalker-v3",
+        limit(90),
+        kwargs={"hardcore": True},
+        before=200,
+        after=400,
+        **BOX2D,
+    ),
+    *case(
+        "CarRacing",
+        "CarRacing-v3",
+        limit(8),
+        proves="car_racing:CarRacing",
+        before=11,
+        after=14,
+        needs=("Box2D", "pygame"),
+        num_envs=1,
+    ),
+    *(
+        Simulator(f"Procgen {game}", factory, factory.make, (), needs=("procgen",), before=90, after=300)
+        for game in ("coinrun", "starpilot", "bigfish")
+        for factory in [ProcgenEnv(game, "easy", num_levels=5, num_threads=1)]
+    ),
+]

@@ -10,15 +10,14 @@ from typing import Any, Literal, Optional
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from ppo_lightning.core.errors import ConfigurationError, NotRestorableError, close_names
-from ppo_lightning.core.plain import from_plain, map_arrays, to_plain
+from ppo_lightning.core.plain import from_plain, to_plain
 from ppo_lightning.core.spaces import check_spaces
 from ppo_lightning.envs.base import Array, ArrayObservation, EnvFactory, StepResult, VectorEnv, take_rows
-from ppo_lightning.envs.state import SimulatorState, find_codec, name_of, record_actions
+from ppo_lightning.envs.state import SimulatorState, VectorState, record_actions
 
 Vectorization = Literal["sync", "async", "vector_entry_point"]
 
@@ -154,7 +153,7 @@ class GymnasiumVectorEnv(VectorEnv):
         self.render_fps = int(self._metadata().get("render_fps") or 30)
         self._only_resets = np.zeros(self.num_envs, dtype=bool)
         self._broken_off: Array | None = None  # rows to reset in the next step
-        self._why_not_restorable: str | None = None
+        self._states = VectorState(env)
 
     def _reset_mode(self) -> AutoresetMode:
         mode = self.env.metadata.get("autoreset_mode")
@@ -166,7 +165,8 @@ class GymnasiumVectorEnv(VectorEnv):
         return AutoresetMode(mode)
 
     def reset(self) -> ArrayObservation:
-        self._only_resets[:], self._broken_off, self._why_not_restorable = False, None, None
+        self._only_resets[:], self._broken_off = False, None
+        self._states.forget_failure()
         obs, _ = self.env.reset(seed=self.seeds if self._is_one_each else self.seeds[0])
         return _own(obs)
 
@@ -225,70 +225,23 @@ class GymnasiumVectorEnv(VectorEnv):
         return actions + self.action_space.start if self.action_space.start else actions
 
     def state_dict(self) -> dict[str, Any]:
-        if self._why_not_restorable is not None:  # asked once, not at every iteration's end
-            raise NotRestorableError(self._why_not_restorable)
-        try:
-            simulators = self._take_simulators()
-        except NotRestorableError as error:
-            self._why_not_restorable = str(error)
-            raise
         return {
-            "simulators": simulators,
+            "num_envs": self.num_envs,
             "resets_in_next_step": self.resets_in_next_step,
+            "simulators": self._states.save(),
             "only_resets": to_plain(self._only_resets),
             "broken_off": to_plain(self._broken_off),
         }
 
-    def _take_simulators(self) -> list[Any]:
-        if not self._is_one_each:
-            return [[(name_of(self.env), find_codec(self.env).save(self.env))]]
-        self._refuse_strangers()
-        answers = self.env.call("take_simulator_state", to_send=self._has_workers)
-        for answer in answers:
-            if isinstance(answer, str):
-                raise NotRestorableError(answer)
-        return [map_arrays(answer, torch.from_numpy) for answer in answers] if self._has_workers else list(answers)
-
-    @property
-    def _has_workers(self) -> bool:
-        return isinstance(self.env.unwrapped, AsyncVectorEnv)
-
-    def _refuse_strangers(self) -> None:
-        if self.env is not self.env.unwrapped:
-            raise NotRestorableError(f"the wrapper {type(self.env).__qualname__} cannot be saved and restored")
-        if not all(self.env.call("has_wrapper_attr", "take_simulator_state")):
-            raise NotRestorableError("environments that are not made by GymnasiumEnv cannot be saved and restored")
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        simulators = state["simulators"]
-        if len(from_plain(state["only_resets"])) != self.num_envs:
-            raise NotRestorableError(
-                f"the state is one of {len(from_plain(state['only_resets']))} environments, not of {self.num_envs}"
-            )
+        if state["num_envs"] != self.num_envs:
+            raise NotRestorableError(f"the state is one of {state['num_envs']} environments, not of {self.num_envs}")
         if state["resets_in_next_step"] != self.resets_in_next_step:
             raise NotRestorableError("the state is one of environments that reset in another step")
         self.reset()  # the vector environment forgets what it knows of ended episodes
         only_resets = from_plain(state["only_resets"])
-        if self._is_one_each:
-            self._load_simulators(simulators, only_resets)
-        else:
-            ((name, own),) = simulators[0]
-            if name != name_of(self.env):
-                raise NotRestorableError(f"the state is one of {name}, not of {name_of(self.env)}")
-            find_codec(self.env).load(self.env, own)
+        self._states.load(state["simulators"], only_resets)
         self._only_resets, self._broken_off = only_resets, from_plain(state["broken_off"])
-
-    def _load_simulators(self, simulators: Sequence[Any], only_resets: Array) -> None:
-        self._refuse_strangers()
-        if self._has_workers:
-            simulators = map_arrays(simulators, lambda tensor: tensor.numpy())
-        states = [
-            {"layers": simulator, "resets_next": bool(resets)} for simulator, resets in zip(simulators, only_resets)
-        ]
-        self.env.set_attr("simulator_state_to_load", states)
-        for problem in self.env.call("load_simulator_state"):
-            if problem is not None:
-                raise NotRestorableError(problem)
 
     def render(self) -> Array:
         return np.stack([np.asarray(picture) for picture in self.env.render()])

@@ -2,9 +2,10 @@
 
 from ppo_lightning.envs.state.codecs import CODECS
 from ppo_lightning.envs.state.fields import Codec, Fields
-from ppo_lightning.envs.state.layers import find_codec, layers_of, load_layers, name_of, record_actions, save_layers
+from ppo_lightning.envs.state.layers import layers_of, load_layers, record_actions, save_layers
 from ppo_lightning.envs.state.replay import Recorder, Replay
 from ppo_lightning.envs.state.simulator import SimulatorState
+from ppo_lightning.envs.state.vector import VectorState
 
 __all__ = [
     "CODECS",
@@ -13,10 +14,9 @@ __all__ = [
     "Recorder",
     "Replay",
     "SimulatorState",
-    "find_codec",
+    "VectorState",
     "layers_of",
     "load_layers",
-    "name_of",
     "record_actions",
     "save_layers",
 ]

@@ -63,7 +63,7 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._renew = renew
         self._start: dict[str, Any] = {}
         self._actions = ActionLog()
-        self._obs: Any = None
+        self._obs: np.ndarray[Any, Any] = np.zeros(0)
 
     @property
     def spec(self) -> Any:  # type: ignore[override]
@@ -76,20 +76,21 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._actions.clear()
         if self._renew is not None:
             self._renew(self.env)
-        self._obs, info = self.env.reset(seed=seed, options=options)
-        return self._obs, info
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._obs = np.array(obs)
+        return obs, info
 
     def step(self, action: Any) -> Any:
         self._actions.append(action)
         result = self.env.step(action)
-        self._obs = result[0]
+        self._obs = np.array(result[0])  # a copy, which no wrapper changes
         return result
 
     def state_dict(self) -> dict[str, Any]:
         """What the environment is played to its present state from, and what proves that it was reached."""
         if not self._start:
             raise NotRestorableError("it has not been reset")
-        return {**self._start, "actions": self._actions.take(), "obs": np.asarray(self._obs)}
+        return {**self._start, "actions": self._actions.take(), "obs": self._obs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Play the environment to where the saved one was.
@@ -102,7 +103,7 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.reset(seed=state["seed"], options=state["options"])
         for action in state["actions"]:
             self.step(action)
-        if np.asarray(self._obs).tobytes() != state["obs"].tobytes():
+        if self._obs.tobytes() != state["obs"].tobytes():
             raise NotRestorableError(
                 f"the environment {type(self.env).__qualname__}: its {len(state['actions'])} steps, played again, led "
                 "elsewhere"

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 RUN = Path("lightning_logs/version_0")
-WALL_CLOCK = ("train_seconds", "time/sps", "time/seconds", "summary/sps", "summary/seconds")
+WALL_CLOCK = ("train_seconds", "time/sps", "time/seconds", "summary/sps", "summary/seconds", "time_queue")
 
 
 def command(root: Path, flags: Sequence[str]) -> list[str]:

@@ -144,6 +144,7 @@ class BestCheckpoint(ModelCheckpoint):
             models = {str(best): score for score in state_dict["best_k_models"].values()}
             state_dict = {**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath}
         super().load_state_dict(state_dict)
+        self.current_score = state_dict.get("current_score")  # which Lightning saves and forgets
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare and save, if the score is of these parameters."""

@@ -161,7 +161,13 @@ SIMULATORS = [
     *case("Pendulum", "Pendulum-v1", limit(30), proves="pendulum:PendulumEnv"),
     *case("Pendulum next step", "Pendulum-v1", limit(5), mode=AutoresetMode.NEXT_STEP),
     *case("FrozenLake", "FrozenLake-v1", proves="frozen_lake:FrozenLakeEnv"),
-    *case("CliffWalking", newest("CliffWalking"), limit(25), proves="cliffwalking:CliffWalkingEnv"),
+    *case(
+        "CliffWalking",
+        newest("CliffWalking"),
+        limit(25),
+        kwargs={"is_slippery": True},
+        proves="cliffwalking:CliffWalkingEnv",
+    ),
     *case("Taxi", newest("Taxi"), limit(25), proves="taxi:TaxiEnv"),
     *case("Taxi async", newest("Taxi"), limit(25), vectorization="async", num_envs=2),
     *case(

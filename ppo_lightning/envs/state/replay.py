@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 
 from ppo_lightning.core.errors import NotRestorableError
+from ppo_lightning.core.plain import from_plain, to_plain
 
 Renew = Callable[[Any], None]
 """Done to an environment before each of its resets."""
@@ -71,8 +72,9 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._start = {"seed": seed, "options": copy.deepcopy(options)}
-        if seed is None:  # np_random is made, where there is none yet
-            self._start |= {"np_random": copy.deepcopy(self.env.np_random), "np_random_seed": self.env._np_random_seed}
+        if seed is None:  # np_random is made, where there is none yet; deepcopy would lose its seed sequence
+            generator = from_plain(to_plain(self.env.np_random))
+            self._start |= {"np_random": generator, "np_random_seed": self.env._np_random_seed}
         self._actions.clear()
         if self._renew is not None:
             self._renew(self.env)

@@ -185,6 +185,18 @@ def test_statistics_of_episodes_go_on():
     assert list(first.get_wrapper_attr("time_queue"))[:2] == list(second.get_wrapper_attr("time_queue"))[:2]
 
 
+def test_frames_that_an_episode_cut_short_leaves_behind():
+    (simulator,) = case("", "CartPole-v1", lambda env: wrappers.MaxAndSkipObservation(env, 3))
+    rng = np.random.default_rng(0)
+    saved = simulator.make([0, 1])
+    saved.reset()
+    for _ in range(40):
+        restored = simulator.make([60, 61])
+        restored.load_state_dict(saved.state_dict())
+        actions = draw(saved, rng)
+        assert_same_step(restored.step(actions), saved.step(actions))
+
+
 def test_a_fickle_passenger_stays_so():
     taxis = [GymnasiumEnv(newest("Taxi")).make([seed]) for seed in range(2)]
     taxis[0].reset()

@@ -29,6 +29,7 @@ from ppo_lightning.core.checkpoint import (
     load_network_weights,
     read_checkpoint,
 )
+from ppo_lightning.core.checkpoint_io import check_same_checkpoint, install_checkpoint_io
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.instantiate import build_from_config, describe
 from ppo_lightning.core.metrics import log_metrics
@@ -123,6 +124,7 @@ class OnPolicyModule(LightningModule):
             raise ConfigurationError(
                 "--model.anneal_lr=true needs to know when training ends: set --data.total_timesteps."
             )
+        install_checkpoint_io(self.trainer)
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, IterationBorders) for callback in callbacks):
             callbacks.insert(0, IterationBorders())
@@ -199,6 +201,10 @@ class OnPolicyModule(LightningModule):
         """Nothing: the ``Evaluation`` callback plays whole episodes."""
 
     # -- one iteration
+
+    def on_fit_start(self) -> None:
+        """All ranks continue from one file, or none does."""
+        check_same_checkpoint(self.trainer)
 
     def on_train_start(self) -> None:
         """After a resume, let the settings of this run win over those stored with the optimiser's state."""

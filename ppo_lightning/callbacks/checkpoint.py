@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import threading
 import time
@@ -12,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from ppo_lightning.callbacks.monitor import check_monitors, is_any_evaluation_fresh
+from ppo_lightning.callbacks.saving import describe, report_failed_save, save_whole
 from ppo_lightning.callbacks.schedule import crossed, env_steps, is_last_iteration
 from ppo_lightning.core.errors import check_range
 from ppo_lightning.core.snapshot import Snapshot, take_snapshot
@@ -74,7 +77,7 @@ class RunCheckpoint(Checkpoint):
             return
         if is_any_evaluation_fresh(trainer) and not self._saw_evaluation:
             self._snapshot = take_snapshot(trainer, env_steps(trainer))
-        self.flush()
+        self.flush(is_last_chance=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the newest snapshot, and say how an interrupted run goes on."""
@@ -84,23 +87,43 @@ class RunCheckpoint(Checkpoint):
 
     # -- writing
 
-    def flush(self) -> Path | None:
-        """Write the newest snapshot to ``last.ckpt`` unless it is there already; the path if there is one.
+    def flush(self, is_last_chance: bool = False) -> Path | None:
+        """Write the newest snapshot to ``last.ckpt`` unless it is there already; the path if the file is that one.
 
-        Without a collective, so that it can be called in any trouble and from any thread. Only rank 0 writes.
+        Without a collective, so that it can be called in any trouble and from any thread. Only rank 0 writes. A file
+        that cannot be written is a warning.
+
+        Raises:
+            TrainingError: it could not be written, and this was the last chance.
         """
         with self._writing:
             snapshot = self._snapshot
             if snapshot is None or self._folder is None:
                 return None
             if snapshot is not self._written:
-                self._write(snapshot, "last.ckpt")
+                if not self._write(snapshot, "last.ckpt", is_last_chance):
+                    return None
                 self._written, self._written_at = snapshot, time.monotonic()
             return self._folder / "last.ckpt"
 
-    def _write(self, snapshot: Snapshot, name: str) -> None:
+    def _write(self, snapshot: Snapshot, name: str, is_last_chance: bool = False) -> bool:
         assert self._folder is not None
-        self._checkpoint_io.save_checkpoint(snapshot.checkpoint, self._folder / name)
+        try:
+            self._checkpoint_io.save_checkpoint(snapshot.checkpoint, self._folder / name)
+        except OSError as error:
+            report_failed_save(self._folder / name, describe(error), is_last_chance)
+            return False
+        return True
+
+
+_BOOKKEEPING = (
+    *("best_model_path", "best_model_score", "best_k_models", "kth_best_model_path", "kth_value", "current_score"),
+    *("_last_global_step_saved", "_last_checkpoint_saved"),
+)
+
+
+class _NotSavedError(Exception):
+    """On all ranks, after the warning."""
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -115,6 +138,7 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     waits_for_evaluation = True
+    _is_last_chance = False
 
     def __init__(
         self,
@@ -147,13 +171,27 @@ class BestCheckpoint(ModelCheckpoint):
         self.current_score = state_dict.get("current_score")  # which Lightning saves and forgets
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare and save, if the score is of these parameters."""
-        if is_any_evaluation_fresh(trainer, self.monitor):
+        """Compare and save, if the score is of these parameters; what could not be saved is not the best."""
+        if not is_any_evaluation_fresh(trainer, self.monitor):
+            return
+        before = {name: copy.copy(getattr(self, name)) for name in _BOOKKEEPING}
+        try:
             super().on_train_epoch_end(trainer, pl_module)
+        except _NotSavedError:
+            vars(self).update(before)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare an evaluation that came after the last iteration's end; to compare twice changes nothing."""
-        self.on_train_epoch_end(trainer, pl_module)
+        self._is_last_chance = True
+        try:
+            self.on_train_epoch_end(trainer, pl_module)
+        finally:
+            self._is_last_chance = False
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        save = functools.partial(super()._save_checkpoint, trainer, filepath)
+        if not save_whole(trainer, Path(filepath), self._is_last_chance, save):
+            raise _NotSavedError
 
 
 def relative_path(path: Union[str, Path]) -> str:

@@ -35,12 +35,13 @@ from ppo_lightning.cli.arguments import (
     values,
 )
 from ppo_lightning.cli.report import console, evaluation_json, evaluation_table, recordings_json
+from ppo_lightning.cli.resume import resolve_checkpoint
 from ppo_lightning.cli.run_config import RunConfigCallback
 from ppo_lightning.cli.trainer import RecordingTrainer
 from ppo_lightning.commands import COMMANDS
 from ppo_lightning.commands.parser import PROGRAM, PPOArgumentParser
 from ppo_lightning.core.checkpoint import read_checkpoint
-from ppo_lightning.core.errors import ConfigurationError, check_range
+from ppo_lightning.core.errors import ConfigurationError, NothingLeftError, check_range
 from ppo_lightning.core.files import make_writable_folder
 from ppo_lightning.core.spaces import space_to_dict
 from ppo_lightning.data import RolloutDataModule
@@ -73,6 +74,10 @@ class PPOLightningCLI(LightningCLI):
         self._new_loggers: list[Any] = []
         try:
             self._run_command(args)
+        except NothingLeftError:
+            if not self._resumes:
+                raise
+            self._say_complete()
         except BaseException:
             leave_no_trace(self._new_loggers)
             raise
@@ -111,6 +116,13 @@ class PPOLightningCLI(LightningCLI):
             default=None,
             help="Start a new run from the network weights of this checkpoint (fit only).",
         )
+        parser.add_argument(
+            "--resume",
+            type=Optional[str],
+            default=None,
+            help="auto: go on from the newest good checkpoint of the newest run below --trainer.default_root_dir, or "
+            "start a run where there is none; or the folder of a run to go on with (fit only).",
+        )
         parser.add_argument("--json", action="store_true", help="Print the evaluation as JSON, and nothing else.")
         parser.set_defaults({"model": {"class_path": "ppo_lightning.PPO"}})
         for name in _LINKED_SPACES:
@@ -125,6 +137,11 @@ class PPOLightningCLI(LightningCLI):
             check_config(path)
         for value in values(given, "--evaluation.splits"):
             check_mapping("--evaluation.splits", value)
+        self._resumes = False
+        if given and not {"-h", "--help"} & set(given):
+            resolved = resolve_checkpoint(given)
+            self._resumes = "--resume=null" in resolved and "--resume=null" not in given
+            given = resolved
         checkpoint = next(iter(values(given, "--ckpt_path")), None)
         if checkpoint is None and not values(given, "--config", "-c") and not {"-h", "--help"} & set(given):
             _refuse_without_checkpoint(next(iter(given), ""))
@@ -157,6 +174,8 @@ class PPOLightningCLI(LightningCLI):
             if config.model.init_args.get(name) is not None:
                 raise ConfigurationError(f"--model.{name} is taken from the environment of --data.env: leave it out.")
         check_range("--trainer.gradient_clip_val", config.trainer.gradient_clip_val or 0, 0)
+        if config.resume and self.subcommand != "fit":
+            raise ConfigurationError(f"--resume is for fit: give --ckpt_path to {self.subcommand}.")
         if config.init_from and self.subcommand != "fit":
             raise ConfigurationError(f"--init_from is for fit: give --ckpt_path to {self.subcommand}.")
         if config.ckpt_path and config.init_from:
@@ -246,8 +265,17 @@ class PPOLightningCLI(LightningCLI):
 
     # -- the end
 
+    def _say_complete(self) -> None:
+        """A scheduler that starts a complete run again has made no mistake."""
+        if self.trainer.is_global_zero:
+            folder = relative_path(run_folder(self.config[self.subcommand].ckpt_path))
+            text = f"The run {folder} is complete: {self._resume_step} environment steps, nothing left to train."
+            print(text, file=sys.stderr if self._is_json else sys.stdout)
+
     def after_fit(self) -> None:
         """The table, and where the best checkpoints are."""
+        if self._resumes and self.datamodule.env_steps == self._resume_step:
+            return self._say_complete()
         best = [callback for callback in self._callbacks(BestCheckpoint) if callback.best_model_path]
         paths = {callback.monitor: relative_path(callback.best_model_path) for callback in best}
         self._report(best_checkpoints=paths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -20,6 +21,7 @@ from ppo_lightning.commands.parser import PROGRAM, ParserError
 from ppo_lightning.core.errors import ConfigurationError, TrainingError
 
 EXIT_CONFIGURATION, EXIT_TRAINING, EXIT_INTERRUPTED = 2, 1, 130
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 # What Lightning says of things that are as they should be here
 _QUIET = [
@@ -75,15 +77,28 @@ def _run(args: Optional[Sequence[str]]) -> None:
             " ".join(str(error).split()).rstrip(".") + ": install it, or leave out what needs it.", EXIT_CONFIGURATION
         )
     except Exception as error:
-        cause = _configuration_error(error)
-        if cause is None:
-            raise
-        _fail(str(cause), EXIT_CONFIGURATION)
+        _say_cause(error)
+        raise
 
 
-def _configuration_error(error: BaseException | None) -> ConfigurationError | None:
-    """The user's mistake behind an exception: jsonargparse wraps what a constructor raises in its own."""
-    while error is not None and not isinstance(error, ConfigurationError):
+def _say_cause(error: Exception) -> None:
+    """End with the sentence behind an exception: jsonargparse wraps what a constructor raises, and a logger's end
+    may fail like the row before it.
+    """
+    for kind, code in ((ConfigurationError, EXIT_CONFIGURATION), (TrainingError, EXIT_TRAINING)):
+        cause = _in_chain(error, kind)
+        if cause is not None:
+            _fail(str(cause), code)
+    if isinstance(error, OSError) and error.errno in _FULL:
+        _fail(
+            f"{error.filename or 'A file of the run'} cannot be written ({error.strerror}): free some space or make it "
+            "writable, then continue with --resume=auto.",
+            EXIT_TRAINING,
+        )
+
+
+def _in_chain(error: BaseException | None, kind: type[Exception]) -> BaseException | None:
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error
 

@@ -4,48 +4,96 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, BinaryIO, Union
 
 import torch
 from gymnasium import spaces
 from torch import nn
 
+from ppo_lightning.core.archive import DamagedError, check_archive
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.instantiate import build_from_config
 from ppo_lightning.core.spaces import space_from_dict
 
 FORMAT_KEY = "ppo_lightning_format"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had no digest; see :mod:`ppo_lightning.core.archive`."""
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "state_dict": dict,
+    "hyper_parameters": dict,
+    "loops": dict,
+    "callbacks": dict,
+    "RolloutDataModule": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "epoch": int,
+    "global_step": int,
+    "train_seconds": (int, float),
+    "optimizer_class": str,
+}
 
 NetworkBuilder = Callable[[spaces.Space[Any], spaces.Space[Any]], nn.Module]
 """Builds a network from an observation and an action space."""
 
 
+class DamagedCheckpointError(ConfigurationError):
+    """A checkpoint that is not, or no longer, what this package wrote; another one may do."""
+
+
 def read_checkpoint(path: Union[str, Path], flag: str = "ckpt_path") -> dict[str, Any]:
-    """Load a checkpoint of this package onto the CPU.
+    """Load a checkpoint of this package onto the CPU, without running code that it may hold.
 
     Raises:
         ConfigurationError: the file is missing, is damaged, or was not written by ppo-lightning; names ``flag``.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise ConfigurationError(f"{flag}: the checkpoint {path} {what}.{_nearby(path)}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ConfigurationError(
-            f"{flag}: the checkpoint {path} is damaged, incomplete or holds more than tensors and plain containers "
-            f"({type(error).__name__}); use another checkpoint of the run."
-        ) from error
-    if not isinstance(checkpoint, dict) or FORMAT_KEY not in checkpoint or "state_dict" not in checkpoint:
-        raise ConfigurationError(f"{flag}: {path} was not written by ppo-lightning; use a checkpoint of a run of it.")
-    if not isinstance(checkpoint[FORMAT_KEY], int) or checkpoint[FORMAT_KEY] > FORMAT_VERSION:
-        raise ConfigurationError(
-            f"{flag}: {path} has format {checkpoint[FORMAT_KEY]} and this version reads up to {FORMAT_VERSION}: "
-            "update ppo-lightning."
-        )
+    with _opened(path, flag) as file:
+        try:
+            check_archive(file)
+            file.seek(0)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise DamagedCheckpointError(
+                f"{flag}: the checkpoint {path} is damaged, incomplete or holds more than tensors and plain containers "
+                f"({error if isinstance(error, DamagedError) else type(error).__name__}); use another checkpoint of "
+                "the run."
+            ) from error
+    _check_content(checkpoint, path, flag)
     return checkpoint
+
+
+def _opened(path: Path, flag: str) -> BinaryIO:
+    try:
+        if path.is_file():
+            return path.open("rb")
+        what = "is a folder, not a file" if path.is_dir() else "is not a file" if path.exists() else "does not exist"
+        raise ConfigurationError(f"{flag}: the checkpoint {path} {what}.{_nearby(path)}")
+    except OSError as error:
+        raise ConfigurationError(
+            f"{flag}: the checkpoint {path} cannot be read ({error.strerror}): name a file that can."
+        ) from error
+
+
+def _check_content(checkpoint: Any, path: Path, flag: str) -> None:
+    version = checkpoint.get(FORMAT_KEY) if isinstance(checkpoint, dict) else None
+    if type(version) is not int or version < 1 or "state_dict" not in checkpoint:
+        raise DamagedCheckpointError(
+            f"{flag}: {path} was not written by ppo-lightning; use a checkpoint of a run of it."
+        )
+    if version > FORMAT_VERSION:
+        raise ConfigurationError(
+            f"{flag}: {path} has format {version} and this version reads up to {FORMAT_VERSION}: update ppo-lightning."
+        )
+    wrong = [name for name, kind in _TYPES.items() if name in checkpoint and not isinstance(checkpoint[name], kind)]
+    counters = checkpoint.get("RolloutDataModule", {})
+    if not wrong and any(type(counters.get(name, 0)) is not int for name in ("env_steps", "iteration")):
+        wrong = ["RolloutDataModule"]
+    if wrong:
+        raise DamagedCheckpointError(
+            f"{flag}: {path} is damaged: its {wrong[0]!r} is not what ppo-lightning writes there; use another "
+            "checkpoint of the run."
+        )
 
 
 def _nearby(path: Path) -> str:
@@ -105,6 +153,9 @@ def describe_mismatch(own: dict[str, Any], loaded: dict[str, Any]) -> str:
             return f"{name} is missing from the checkpoint"
         if name not in own:
             return f"{name} is only in the checkpoint"
-        if own[name].shape != loaded[name].shape:
+        is_tensor = isinstance(own[name], torch.Tensor)
+        if is_tensor != isinstance(loaded[name], torch.Tensor):
+            return f"{name} is a {type(loaded[name]).__name__} in the checkpoint"
+        if is_tensor and own[name].shape != loaded[name].shape:
             return f"{name} is {tuple(loaded[name].shape)} in the checkpoint and {tuple(own[name].shape)} here"
     return ""

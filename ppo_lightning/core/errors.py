@@ -14,6 +14,10 @@ class ConfigurationError(ValueError):
     """A setting is wrong or contradicts another. Raised before any work; names the flag, the value and the way out."""
 
 
+class NothingLeftError(ConfigurationError):
+    """The checkpoint is of a run's end."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on (a NaN, say). Names the place; the last good checkpoint stays."""
 

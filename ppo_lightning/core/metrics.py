@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
+
+from ppo_lightning.core.errors import TrainingError
 
 
 def log_metrics(trainer: Trainer, metrics: Mapping[str, float], env_steps: int) -> None:
@@ -19,8 +22,28 @@ def log_metrics(trainer: Trainer, metrics: Mapping[str, float], env_steps: int) 
     """
     with _interrupts_held():
         for logger in trainer.loggers:
-            logger.log_metrics(dict(metrics), step=env_steps)
+            try:
+                logger.log_metrics(dict(metrics), step=env_steps)
+            except Exception as error:
+                _raise_if_not_written(logger, error)
+                raise
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+
+
+def _raise_if_not_written(logger: Logger, error: BaseException) -> None:
+    """Raise :class:`TrainingError` if an error of the file system is the cause: a full disk, say.
+
+    TensorBoard writes in a thread of its own and tells of it at a later row; its logger then blames the value.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        where = getattr(logger, "log_dir", None) or logger.save_dir
+        raise TrainingError(
+            f"{type(logger).__name__} cannot write to {where} ({cause.strerror or cause}): make it writable or free "
+            "some space, then continue with --resume=auto or --ckpt_path from the last checkpoint."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ppo_lightning.core.errors import ConfigurationError, check_range
+from ppo_lightning.core.errors import ConfigurationError, NothingLeftError, check_range
 from ppo_lightning.data.collect import Collector
 from ppo_lightning.data.dataset import RolloutDataset
 from ppo_lightning.data.episodes import EpisodeStatistics
@@ -305,7 +305,7 @@ class RolloutDataModule(LightningDataModule):
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
         if self.total_timesteps is not None and self.total_timesteps - self.env_steps < self.steps_per_iteration:
-            raise ConfigurationError(
+            raise NothingLeftError(
                 f"--data.total_timesteps={self.total_timesteps} leaves nothing to train: the checkpoint of --ckpt_path "
                 f"has {self.env_steps} environment steps; raise it by at least {self.steps_per_iteration}."
             )

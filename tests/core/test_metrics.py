@@ -1,8 +1,12 @@
+import errno
+import os
 import signal
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.loggers import Logger
 
+from ppo_lightning import TrainingError
 from ppo_lightning.core.metrics import log_metrics
 
 
@@ -48,3 +52,24 @@ def test_an_interrupt_waits_until_a_row_is_whole():
         log_metrics(trainer, {"a": 1.0}, 7)
     assert [logger.rows for logger in trainer.loggers] == [[(7, {"a": 1.0})]] * 2
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+class Blaming(Logger):
+    """As Lightning's TensorBoardLogger, blames the value for what its writer raised."""
+
+    name, version, save_dir = "blaming", 0, "somewhere"
+
+    def log_metrics(self, metrics, step=None):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise ValueError("you tried to log 1.0 which is currently not supported") from error
+
+    def log_hyperparams(self, params):
+        """None."""
+
+
+def test_a_full_disk_behind_a_loggers_error_is_named():
+    trainer = SimpleNamespace(loggers=[Blaming()], callback_metrics={})
+    with pytest.raises(TrainingError, match=r"^Blaming cannot write to somewhere \(No space left on device\): "):
+        log_metrics(trainer, {"a": 1.0}, 1)

@@ -114,7 +114,7 @@ def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 def _check_pickle(content: bytes, sizes: dict[str, int]) -> None:
     """Raise for tensors that reach beyond their record: ``torch.load`` would read the memory after it."""
     for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name not in _OPCODES or (opcode.name == "LONG_BINPUT" and argument > len(content)):
+        if opcode.name not in _OPCODES or (opcode.name == "LONG_BINPUT" and int(argument or 0) > len(content)):
             raise DamagedError(f"its pickle holds {opcode.name}")
     _DryUnpickler(content, sizes).load()
 

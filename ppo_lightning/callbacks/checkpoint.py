@@ -101,9 +101,10 @@ class RunCheckpoint(Checkpoint):
             if snapshot is None or self._folder is None:
                 return None
             if snapshot is not self._written:
+                self._written_at = time.monotonic()  # also of a failure: the next try is as far off as the next save
                 if not self._write(snapshot, "last.ckpt", is_last_chance):
                     return None
-                self._written, self._written_at = snapshot, time.monotonic()
+                self._written = snapshot
             return self._folder / "last.ckpt"
 
     def _write(self, snapshot: Snapshot, name: str, is_last_chance: bool = False) -> bool:

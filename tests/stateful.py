@@ -133,7 +133,7 @@ def newest(name):
     return max((id for id in gymnasium.registry if id.startswith(f"{name}-v")), key=lambda id: int(id.split("-v")[1]))
 
 
-CHECKS = "common:PassiveEnvChecker common:OrderEnforcing common:TimeLimit"
+CHECKS = "common:PassiveEnvChecker common:OrderEnforcing common:TimeLimit restart:Restarting"
 BOX2D = {"needs": ("Box2D", "pygame"), "num_envs": 2}
 OBS, ACT = "transform_observation", "transform_action"
 

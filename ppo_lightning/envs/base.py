@@ -38,6 +38,8 @@ class StepResult:
         base_rewards: ``(N,)`` rewards before costs, where an environment adds some.
         solved: ``(N,)`` bool, of use where an episode ended: whether it reached its goal; None from simulators that
             do not say.
+        dropped: ``(N,)`` bool: the simulator failed in this step and was restarted, so the episode broke off before
+            it. The step is not ``valid`` and ends nothing; ``obs`` is the first of an episode. None where none is.
     """
 
     obs: ArrayObservation
@@ -49,6 +51,7 @@ class StepResult:
     final_obs: ArrayObservation | None = None
     base_rewards: Array | None = None
     solved: Array | None = None
+    dropped: Array | None = None
 
 
 class VectorEnv(ABC):
@@ -63,6 +66,8 @@ class VectorEnv(ABC):
     """Whether steps tell if an episode that ended reached its goal."""
     render_fps: int = 30
     """Pictures a second at which an episode looks as it should."""
+    restarts: int = 0
+    """How many simulators were restarted so far, where :meth:`allow_restarts` was called and can be obeyed."""
 
     @abstractmethod
     def reset(self) -> ArrayObservation:
@@ -78,6 +83,18 @@ class VectorEnv(ABC):
         That step ignores their actions and is not ``valid``. False where the simulator can't: nothing happens then.
         """
         return False
+
+    def allow_restarts(self, limit: int, name: str = "Environment", at_once: bool = False) -> None:
+        """Restart a simulator that fails in a step or a later reset, as long as ``restarts`` is at most ``limit``.
+
+        Past the limit its own error is raised. Simulators that can't be restarted, as by default, raise it at once.
+
+        Args:
+            limit: over the whole life of this object; 0 for never.
+            name: of the environments, in warnings.
+            at_once: also in the first reset; by default that failure is a mistake to report.
+        """
+        return
 
     def render(self) -> Array:
         """Pictures ``(N, H, W, 3)`` uint8 of the present state; of environments from ``make_rendering`` only."""

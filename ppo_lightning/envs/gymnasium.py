@@ -17,7 +17,9 @@ from ppo_lightning.core.errors import ConfigurationError, NotRestorableError, cl
 from ppo_lightning.core.plain import from_plain, to_plain
 from ppo_lightning.core.spaces import check_spaces
 from ppo_lightning.envs.base import Array, ArrayObservation, EnvFactory, StepResult, VectorEnv, take_rows
+from ppo_lightning.envs.restart import DIED, RESTARTS, RestartBudget, Restarting, derive_seed
 from ppo_lightning.envs.state import SimulatorState, VectorState, record_actions
+from ppo_lightning.envs.workers import Workers
 
 Vectorization = Literal["sync", "async", "vector_entry_point"]
 
@@ -88,7 +90,7 @@ class GymnasiumEnv(EnvFactory):
                 f"--data.env: {self.id} cannot be made with kwargs={self.kwargs} ({type(error).__name__}: {reason}); "
                 "check --data.env.kwargs, --data.env.wrappers and that the packages it needs are installed."
             ) from error
-        adapter = GymnasiumVectorEnv(env, seeds)
+        adapter = GymnasiumVectorEnv(env, seeds, can_restart=self.vectorization != "vector_entry_point")
         try:
             check_spaces(adapter.observation_space, adapter.action_space)
         except ConfigurationError:
@@ -120,7 +122,7 @@ class GymnasiumEnv(EnvFactory):
             )
         if self.vectorization == "async":
             make_one = functools.partial(_make_one, self.id, self.kwargs, self.wrappers)
-            return gymnasium.vector.AsyncVectorEnv([make_one] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+            return Workers([make_one] * num_envs, AutoresetMode.SAME_STEP)
         return self._make_sync(num_envs, {}, AutoresetMode.SAME_STEP)
 
     def _make_sync(self, num_envs: int, kwargs: dict[str, Any], autoreset_mode: AutoresetMode) -> Any:
@@ -129,10 +131,14 @@ class GymnasiumEnv(EnvFactory):
 
 
 def _make_one(id: str, kwargs: dict[str, Any], wrappers: Sequence[Callable[[Any], Any]]) -> Any:
+    return SimulatorState(Restarting(functools.partial(_make_plain, id, kwargs, wrappers)))
+
+
+def _make_plain(id: str, kwargs: dict[str, Any], wrappers: Sequence[Callable[[Any], Any]]) -> Any:
     env = gymnasium.make(id, **kwargs)
     for wrapper in wrappers:
         env = wrapper(env)
-    return SimulatorState(record_actions(env))
+    return record_actions(env)
 
 
 class GymnasiumVectorEnv(VectorEnv):
@@ -141,9 +147,10 @@ class GymnasiumVectorEnv(VectorEnv):
     Args:
         env: the vector environment.
         seeds: one for each environment's first episode; later episodes go on from there.
+        can_restart: each environment is a ``Restarting``, and those in processes are ``Workers``.
     """
 
-    def __init__(self, env: Any, seeds: Sequence[int]) -> None:
+    def __init__(self, env: Any, seeds: Sequence[int], can_restart: bool = False) -> None:
         self.env = env
         self.seeds = [int(seed) for seed in seeds]
         self.num_envs = env.num_envs
@@ -154,6 +161,9 @@ class GymnasiumVectorEnv(VectorEnv):
         self._only_resets = np.zeros(self.num_envs, dtype=bool)
         self._broken_off: Array | None = None  # rows to reset in the next step
         self._states = VectorState(env)
+        self._can_restart = can_restart
+        self._budget = RestartBudget()
+        self._is_limit_told = True
 
     def _reset_mode(self) -> AutoresetMode:
         mode = self.env.metadata.get("autoreset_mode")
@@ -167,7 +177,9 @@ class GymnasiumVectorEnv(VectorEnv):
     def reset(self) -> ArrayObservation:
         self._only_resets[:], self._broken_off = False, None
         self._states.forget_failure()
-        obs, _ = self.env.reset(seed=self.seeds if self._is_one_each else self.seeds[0])
+        obs, infos = self.env.reset(seed=self.seeds if self._is_one_each else self.seeds[0])
+        if RESTARTS in infos:
+            self._budget.spend(infos, np.zeros(self.num_envs, dtype=bool))
         return _own(obs)
 
     @property
@@ -179,16 +191,59 @@ class GymnasiumVectorEnv(VectorEnv):
             self._broken_off = rows.copy() if self._broken_off is None else self._broken_off | rows
         return self._is_one_each
 
+    def allow_restarts(self, limit: int, name: str = "Environment", at_once: bool = False) -> None:
+        if self._can_restart:
+            self._budget.limit, self._budget.name, self._is_limit_told = limit, name, False
+            if at_once:
+                self._tell_limit()
+
+    @property
+    def restarts(self) -> int:  # type: ignore[override]
+        """How many simulators were restarted so far; a run that goes on sets it to where it was."""
+        return self._budget.used
+
+    @restarts.setter
+    def restarts(self, value: int) -> None:
+        self._budget.used = value
+
+    def _tell_limit(self) -> None:
+        self._is_limit_told = True
+        if isinstance(self.env, Workers):
+            self.env.allow_restarts(
+                self._budget.limit, lambda row, death: derive_seed(self.seeds[row], DIED, self.restarts + death)
+            )
+        else:
+            self.env.call("allow_restarts", self._budget.limit)
+
     def step(self, actions: Array) -> StepResult:
+        if not self._is_limit_told:
+            self._tell_limit()
         result = self._step(actions)
         if self._broken_off is not None:
             rows, self._broken_off = self._broken_off, None
             running = rows & ~result.episode_starts  # the others were reset in this step, at an end of their own
             if running.any():
-                result.obs = _own(self.env.reset(options={"reset_mask": running})[0])
+                obs, infos = self.env.reset(options={"reset_mask": running})
+                result.obs = _own(obs)
+                self._drop(result, infos, besides=running)
             result = self._without(result, rows)
             self._only_resets &= ~rows
         return result
+
+    def _drop(self, result: StepResult, infos: dict[str, Any], besides: Array) -> None:
+        """Take out of ``result`` the steps of environments that were restarted, without those in ``besides``.
+
+        Where an episode had ended before, or was not begun, nothing is lost.
+        """
+        if RESTARTS not in infos:
+            return
+        restarted = infos[f"_{RESTARTS}"] & ~besides
+        dropped = restarted & result.valid & ~(result.terminated | result.truncated)
+        self._budget.spend(infos, dropped)
+        result.rewards = np.where(dropped, 0, result.rewards)
+        result.valid, result.episode_starts = result.valid & ~dropped, result.episode_starts | restarted
+        result.dropped = dropped if result.dropped is None else result.dropped | dropped
+        self._only_resets = self._only_resets & ~restarted
 
     def _without(self, result: StepResult, rows: Array) -> StepResult:
         """The step as if the environments in ``rows`` had only been reset."""
@@ -199,17 +254,23 @@ class GymnasiumVectorEnv(VectorEnv):
         result.rewards = np.where(rows, 0, result.rewards)
         result.terminated, result.truncated = result.terminated & ~rows, result.truncated & ~rows
         result.valid, result.episode_starts = result.valid & ~rows, result.episode_starts | rows
+        result.dropped = None if result.dropped is None else result.dropped & ~rows
         return result
 
     def _step(self, actions: Array) -> StepResult:
         obs, rewards, terminated, truncated, infos = self.env.step(self._to_env(actions))
         obs, ended = _own(obs), terminated | truncated
+        starts = ended
+        valid = np.ones_like(ended)
         if self.resets_in_next_step:
-            only_resets, self._only_resets = self._only_resets, ended
+            starts, self._only_resets = self._only_resets, ended
+            valid = ~starts
             final_obs = take_rows(obs, np.flatnonzero(ended)) if ended.any() else None
-            return StepResult(obs, rewards, terminated, truncated, only_resets, ~only_resets, final_obs)
-        final_obs = self._final_obs(infos, np.flatnonzero(ended)) if ended.any() else None
-        return StepResult(obs, rewards, terminated, truncated, ended, np.ones_like(ended), final_obs)
+        else:
+            final_obs = self._final_obs(infos, np.flatnonzero(ended)) if ended.any() else None
+        result = StepResult(obs, rewards, terminated, truncated, starts, valid, final_obs)
+        self._drop(result, infos, besides=np.zeros_like(ended))
+        return result
 
     def _final_obs(self, infos: dict[str, Any], rows: Array) -> ArrayObservation:
         finals = infos["final_obs"][rows]

@@ -139,4 +139,6 @@ CODECS: dict[str, Codec] = {
     **{f"gymnasium.envs.toy_text.{name}": codec for name, codec in _TOY_TEXT.items()},
     **{f"gymnasium.envs.box2d.{name}": codec for name, codec in _BOX2D.items()},
     **{f"gymnasium.wrappers.{name}": codec for name, codec in _WRAPPERS.items()},
+    # the limit is told again, and whether it is open is its own
+    "ppo_lightning.envs.restart:Restarting": _wrapper("first_seed restarts", "_make _is_open _limit"),
 }

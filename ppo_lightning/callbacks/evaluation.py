@@ -15,6 +15,7 @@ from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.metrics import log_metrics
 from ppo_lightning.data.episode_metrics import EpisodeMetrics
 from ppo_lightning.data.evaluate import EvaluationResult, envs_for, episode_quotas, evaluate
+from ppo_lightning.data.trainer_settings import name_of_envs
 from ppo_lightning.envs.base import EnvFactory
 from ppo_lightning.policies.ppo import PPOPolicy
 
@@ -147,6 +148,7 @@ class Evaluation(Callback):
             return EvaluationResult([], [], 0, 0.0)
         quotas = episode_quotas(self.num_episodes, num_envs)[streams.first_env :][: streams.num_envs]
         env = factory.make(streams.eval_env_seeds())
+        env.allow_restarts(datamodule.max_env_restarts, name_of_envs(trainer, "evaluation environment"), at_once=True)
         try:
             with pl_module.collecting():
                 return evaluate(
@@ -166,7 +168,7 @@ class Evaluation(Callback):
         metrics = EpisodeMetrics(_action_id(pl_module), datamodule.reports_solved)
         if trainer.world_size > 1:
             metrics = metrics.to(pl_module.device)  # where its process group can reach it
-        metrics.update(result.episodes, result.action_steps)
+        metrics.update(result.episodes, result.action_steps, result.dropped)
         return {prefix + name: float(value) for name, value in metrics.compute().items()}
 
     def _check_names(self, trainer: Trainer) -> None:

@@ -68,7 +68,7 @@ def summarize(iterations: Sequence[dict[str, float]]) -> dict[str, float]:
         having = [metrics for metrics in iterations if name in metrics]
         weights = [metrics["rollout/episodes"] if name.startswith(_OF_EPISODES) else 1.0 for metrics in having]
         key = name.partition("/")[2]
-        if name == "rollout/episodes":
+        if name in ("rollout/episodes", "rollout/dropped_episodes"):
             summary[key] = sum(metrics[name] for metrics in having)
         elif name in ("train/learning_rate", "time/seconds"):
             summary[key] = having[-1][name]
@@ -101,7 +101,8 @@ def text_of(summary: dict[str, float], steps: int) -> str:
     lines = [
         [f"{steps:,} steps", _number(summary, "sps", "steps/s", ",.0f"), _number(summary, "learning_rate")],
         [_spread(summary, name) for name in ["return", *base]]
-        + [_number(summary, "length_mean"), _number(summary, "episodes", form=",.0f")],
+        + [_number(summary, "length_mean")]
+        + [_number(summary, name, form=",.0f") for name in ("episodes", "dropped_episodes")],
         [_number(summary, name) for name in ("loss", "policy_loss", "value_loss", "entropy")],
         [_spread(summary, "advantage"), _spread(summary, "value"), _number(summary, "explained_variance")],
         [_number(summary, name) for name in ("action_prob_mean", *fractions, "approx_kl", "clip_fraction")],

@@ -47,9 +47,10 @@ class Collector:
         try:
             simulators = self.env.state_dict()
         except NotRestorableError as error:
-            return {"not_restorable": str(error)}
+            return {"not_restorable": str(error), "restarts": self.env.restarts}
         return {
             "simulators": simulators,
+            "restarts": self.env.restarts,
             "obs": to_plain(self._obs),
             "starts": to_plain(self._starts),
             "memory": self._state.to_dict() if isinstance(self._state, TensorDictBase) else self._state,
@@ -57,9 +58,13 @@ class Collector:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Go on from there, with the memory on ``device``."""
-        self.env.reset()
+        """Go on from there, with the memory on ``device``.
+
+        Raises:
+            NotRestorableError: the simulators don't fit; they must be made anew.
+        """
         self.env.load_state_dict(state["simulators"])
+        self.env.restarts = state["restarts"]
         self._obs, self._starts = from_plain(state["obs"]), from_plain(state["starts"])
         memory = state["memory"]
         if isinstance(memory, Mapping):
@@ -161,6 +166,16 @@ class _HostColumns:
         self.truncated[step] = result.truncated & ~result.terminated
         self.valid[step] = result.valid
         self.episode_starts[step] = episode_starts
+        if result.dropped is not None and step:
+            self._cut_before(step, result.dropped)
+
+    def _cut_before(self, step: int, dropped: Array) -> None:
+        """Truncate episodes before a step that was lost: its observation was seen, so its value is at hand.
+
+        Where that observation was the first of a rollout, the one before has used its value in the same way.
+        """
+        last = step - 1
+        self.truncated[last] |= dropped & self.valid[last] & ~self.terminated[last]
 
     def write(self, rollout: Rollout) -> None:
         for name in ("rewards", "terminated", "truncated", "valid", "episode_starts"):

@@ -19,7 +19,7 @@ from ppo_lightning.data.dataset import RolloutDataset
 from ppo_lightning.data.episodes import EpisodeStatistics
 from ppo_lightning.data.running import RunningEnvironments, gather_running, why_fresh
 from ppo_lightning.data.seeding import Streams
-from ppo_lightning.data.trainer_settings import refuse_meaningless_settings
+from ppo_lightning.data.trainer_settings import name_of_envs, refuse_meaningless_settings
 from ppo_lightning.envs.base import EnvFactory, error_of_split
 from ppo_lightning.envs.gymnasium import GymnasiumEnv
 
@@ -36,6 +36,9 @@ class RolloutDataModule(LightningDataModule):
         total_timesteps: environment steps over all ranks after which training ends, lowered to whole rollouts; null
             leaves the end to the Trainer.
         seed: of environments, actions and shuffles; by default that of ``seed_everything``, else 0.
+        max_env_restarts: restarts of each rank's environments over the run, all of them together, after an error or
+            the loss of a worker process; the unfinished episode is dropped. Past it the error ends the run; 0 for
+            never. Also of each evaluation. Of Gymnasium's environments, not with ``vector_entry_point``.
 
     Raises:
         ConfigurationError: a number outside its range, or a rollout that cannot be cut into ``num_minibatches``.
@@ -50,6 +53,7 @@ class RolloutDataModule(LightningDataModule):
         update_epochs: int = 3,
         total_timesteps: Optional[int] = 1_500_000,
         seed: Optional[int] = None,
+        max_env_restarts: int = 10,
     ) -> None:
         super().__init__()
         for flag, value in {
@@ -60,6 +64,7 @@ class RolloutDataModule(LightningDataModule):
         }.items():
             check_range(f"--data.{flag}", value, 1)
         check_range("--data.seed", seed or 0, 0)
+        check_range("--data.max_env_restarts", max_env_restarts, 0)
         if num_envs * num_steps % num_minibatches:
             raise ConfigurationError(
                 f"--data.num_envs={num_envs} × --data.num_steps={num_steps} = {num_envs * num_steps} transitions "
@@ -71,6 +76,7 @@ class RolloutDataModule(LightningDataModule):
         self.num_minibatches = num_minibatches
         self.update_epochs = update_epochs
         self.total_timesteps = total_timesteps
+        self.max_env_restarts = max_env_restarts
         self.env_steps = 0
         self.iteration = 0
         self._seed = seed
@@ -121,8 +127,16 @@ class RolloutDataModule(LightningDataModule):
         return list(self._collector.episodes.recent_returns) if self._collector is not None else []
 
     def rollout_metrics(self) -> dict[str, float]:
-        """``rollout/episodes``, and of the episodes that ended in the last rollout returns and lengths."""
-        return self._collector.episodes.metrics() if self._collector is not None else {}
+        """``rollout/episodes``, and of the episodes that ended in the last rollout returns and lengths.
+
+        ``rollout/dropped_episodes`` joins them once an environment was restarted, and stays.
+        """
+        if self._collector is None:
+            return {}
+        metrics = self._collector.episodes.metrics()
+        if self._collector.env.restarts:
+            metrics["rollout/dropped_episodes"] = float(self._collector.episodes.dropped)
+        return metrics
 
     def rollout_metric_names(self) -> list[str]:
         """The names that ``rollout_metrics`` gives once episodes have ended."""
@@ -244,7 +258,9 @@ class RolloutDataModule(LightningDataModule):
             )
         streams = Streams(self.seed, self.trainer.global_rank * self.num_envs, self.num_envs)
         self._close()
-        self._collector = Collector(self.env.make(streams.env_seeds(self.iteration)), self.num_steps)
+        env = self.env.make(streams.env_seeds(self.iteration))
+        env.allow_restarts(self.max_env_restarts, name_of_envs(self.trainer, "environment"))
+        self._collector = Collector(env, self.num_steps)
         self._restore_environments(agent.device)
         return RolloutDataset(
             agent=agent,

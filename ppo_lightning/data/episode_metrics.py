@@ -27,6 +27,7 @@ class EpisodeMetrics(Metric):
     lengths: list[Tensor]
     solved: list[Tensor]
     action_steps: Tensor
+    dropped: Tensor
 
     def __init__(self, action_id: int | None = None, reports_solved: bool = False) -> None:
         super().__init__()
@@ -34,18 +35,19 @@ class EpisodeMetrics(Metric):
         self.reports_solved = reports_solved
         for name in ("returns", "base_returns", "lengths", "solved"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
-        self.add_state("action_steps", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("action_steps", "dropped"):
+            self.add_state(name, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     @staticmethod
     def names(action_id: int | None = None, reports_solved: bool = False) -> list[str]:
-        """The names that ``compute`` gives."""
+        """The names that ``compute`` always gives."""
         names = ["episodes", "steps", "length_mean", "length_min", "length_max"]
         names += ["return_mean", "return_ci95", "base_return_mean", "base_return_ci95"]
         names += [] if action_id is None else [f"action_{action_id}_fraction"]
         return [*names, *(["solved_fraction"] if reports_solved else [])]
 
-    def update(self, episodes: Sequence[Episode], action_steps: int = 0) -> None:
-        """Add the episodes of one rank, of which ``action_steps`` steps took the action."""
+    def update(self, episodes: Sequence[Episode], action_steps: int = 0, dropped: int = 0) -> None:
+        """Add the episodes of one rank, of which ``action_steps`` steps took the action; ``dropped`` more were lost."""
         columns = {
             "returns": [episode.episode_return for episode in episodes],
             "base_returns": [episode.base_return for episode in episodes],
@@ -55,6 +57,7 @@ class EpisodeMetrics(Metric):
         for name, column in columns.items():
             getattr(self, name).append(torch.tensor(column, dtype=torch.float64, device=self.device))
         self.action_steps += action_steps
+        self.dropped += dropped
 
     def compute(self) -> dict[str, Tensor]:
         """Means, 95 % intervals of the means (1.96·std/√n, std of the population), extremes and fractions."""
@@ -76,4 +79,6 @@ class EpisodeMetrics(Metric):
             metrics[f"action_{self.action_id}_fraction"] = self.action_steps / lengths.sum()
         if self.reports_solved:
             metrics["solved_fraction"] = dim_zero_cat(self.solved).mean()
+        if self.dropped:
+            metrics["dropped_episodes"] = self.dropped
         return metrics

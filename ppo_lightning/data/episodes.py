@@ -37,11 +37,13 @@ class EpisodeStatistics:
         self._base_returns = np.zeros(num_envs, dtype=np.float64)
         self.lengths = np.zeros(num_envs, dtype=np.int64)
         self.finished: list[Episode] = []
+        self.dropped = 0
+        """Episodes of this rollout that were lost with their simulator."""
         self.recent_returns: deque[float] = deque(maxlen=RECENT_EPISODES)
 
     def start_rollout(self) -> None:
         """Forget the finished episodes of the rollout before; the running ones go on."""
-        self.finished = []
+        self.finished, self.dropped = [], 0
 
     def add(self, step: StepResult) -> list[tuple[int, Episode]]:
         """Count one step; returns the episodes that it ended as ``(environment, episode)``."""
@@ -49,6 +51,10 @@ class EpisodeStatistics:
         self._returns += rewards
         self._base_returns += rewards if step.base_rewards is None else step.base_rewards * step.valid
         self.lengths += step.valid
+        if step.dropped is not None:
+            for row in np.flatnonzero(step.dropped):
+                self.drop(int(row))
+                self.dropped += 1
         ended = step.terminated | step.truncated
         if not ended.any():
             return []

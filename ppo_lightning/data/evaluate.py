@@ -33,12 +33,14 @@ class EvaluationResult:
         rows: the environments that they were played in.
         action_steps: how many of their steps took the action asked for.
         seconds: wall-clock time.
+        dropped: episodes that were lost with their simulator and played anew.
     """
 
     episodes: list[Episode]
     rows: list[int]
     action_steps: int
     seconds: float
+    dropped: int = 0
 
     @property
     def steps(self) -> int:
@@ -70,7 +72,8 @@ def evaluate(
     """Play whole episodes with a fresh environment.
 
     Each environment has its quota of episodes, whatever they take: counting the first to finish would favour short
-    ones. The network sees only the environments that still have episodes to play.
+    ones. The network sees only the environments that still have episodes to play. An episode that is lost with its
+    simulator is not counted, and another one is played.
 
     Args:
         policy: acts; its memory is reset between episodes.
@@ -101,7 +104,8 @@ def evaluate(
         obs = result.obs
         if watch is not None and showed is not None:
             watch(np.flatnonzero(np.where(result.episode_starts, counter.is_playing, showed)))
-    return EvaluationResult(counter.episodes, counter.rows, counter.action_steps, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return EvaluationResult(counter.episodes, counter.rows, counter.action_steps, seconds, counter.dropped)
 
 
 class _Player:
@@ -152,7 +156,10 @@ class _QuotaCounter:
         self._max_num_steps = max_num_steps
         self._action_id = action_id
         self._cut = np.zeros(env.num_envs, dtype=bool)  # counted already, playing on where rows can't be reset
+        self._running_action_steps = np.zeros(env.num_envs, dtype=np.int64)
         self.action_steps = 0
+        self.dropped = 0
+        """Episodes that would have counted."""
         self.episodes: list[Episode] = []
         self.rows: list[int] = []
 
@@ -166,14 +173,21 @@ class _QuotaCounter:
         return not self.has_more.any()
 
     def add(self, result: StepResult, actions: Array) -> None:
+        if result.dropped is not None:
+            self._drop(result.dropped)
         if self._action_id is not None:
-            self.action_steps += int((self.is_playing & result.valid & (actions == self._action_id)).sum())
+            self._running_action_steps += self.is_playing & result.valid & (actions == self._action_id)
         for row, episode in self._statistics.add(result):
             if not self._cut[row]:
                 self._count(row, episode)
             self._cut[row] = False
         if self._max_num_steps is not None:
             self._cut_long_episodes(self._max_num_steps)
+
+    def _drop(self, dropped: Array) -> None:
+        self.dropped += int((dropped & self.is_playing).sum())
+        self._running_action_steps[dropped] = 0
+        self._cut &= ~dropped
 
     def _cut_long_episodes(self, max_num_steps: int) -> None:
         too_long = (self._statistics.lengths >= max_num_steps) & self.is_playing
@@ -203,6 +217,8 @@ class _QuotaCounter:
             self._open[row] -= 1
             if not self._open[row]:
                 self.has_more = self._open > 0
+            self.action_steps += int(self._running_action_steps[row])
+            self._running_action_steps[row] = 0
             self.episodes.append(episode)
             self.rows.append(row)
 

@@ -46,3 +46,8 @@ def refuse_meaningless_settings(trainer: Trainer, stage: str) -> None:
         for kind, reason in _CALLBACKS.items():
             if isinstance(callback, kind):
                 raise ConfigurationError(f"--trainer.callbacks: {type(callback).__name__} {reason}.")
+
+
+def name_of_envs(trainer: Trainer, name: str) -> str:
+    """What warnings call the environments of this rank, before their number in it."""
+    return f"Rank {trainer.global_rank}'s {name}" if trainer.world_size > 1 else name.capitalize()

@@ -288,6 +288,7 @@ class GymnasiumVectorEnv(VectorEnv):
     def state_dict(self) -> dict[str, Any]:
         return {
             "num_envs": self.num_envs,
+            "seeds": self.seeds,
             "resets_in_next_step": self.resets_in_next_step,
             "simulators": self._states.save(),
             "only_resets": to_plain(self._only_resets),
@@ -300,6 +301,7 @@ class GymnasiumVectorEnv(VectorEnv):
         if state["resets_in_next_step"] != self.resets_in_next_step:
             raise NotRestorableError("the state is one of environments that reset in another step")
         self.reset()  # the vector environment forgets what it knows of ended episodes
+        self.seeds = list(state["seeds"])  # those after the loss of a process follow from them
         only_resets = from_plain(state["only_resets"])
         self._states.load(state["simulators"], only_resets)
         self._only_resets, self._broken_off = only_resets, from_plain(state["broken_off"])

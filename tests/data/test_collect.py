@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from ppo_lightning.data.collect import Collector
 from ppo_lightning.envs.base import StepResult, VectorEnv
 from ppo_lightning.functional import generalized_advantage_estimation
 from tests.data.agents import MemoryAgent, ScriptedAgent
+from tests.faults import make_faulty
 from tests.toy import make_toy, play_plain_toy
 
 MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP]
@@ -326,3 +328,92 @@ class ConstantAgent(ScriptedAgent):
 def test_an_infinite_reward_stops_training():
     with pytest.raises(TrainingError, match="reward of environment 1 at step 2 of the rollout is -inf"):
         Collector(Infinite(), 4).collect(ConstantAgent(), generators(2))
+
+
+class Interrupted(VectorEnv):
+    """One environment whose step 2 fails; or, ``cut``, whose simulator truncates the episode in the step before."""
+
+    num_envs = 1
+
+    def __init__(self, cut=False):
+        self.cut, self.steps = cut, 0
+
+    def reset(self):
+        return np.zeros((1, 3), np.float32)
+
+    def step(self, actions):
+        step, self.steps = self.steps, self.steps + 1
+        lost = step == 2
+        obs = [[0, 0, step + 1]] if step < 2 else [[0, 1, step - 2]]
+        kept, flags = np.array([not lost]), np.array([lost])
+        truncated = np.array([self.cut and step == 1])
+        return StepResult(
+            obs=np.array(obs, np.float32),
+            rewards=np.array([0.0 if lost else step + 1.0]),
+            terminated=np.array([False]),
+            truncated=truncated,
+            episode_starts=flags,
+            valid=kept,
+            final_obs=np.array([[0, 0, 2]], np.float32) if truncated.any() else None,
+            dropped=flags if lost and not self.cut else None,
+        )
+
+    def close(self):
+        pass
+
+
+def test_a_dropped_step_cuts_the_episode_before_it_by_hand():
+    collector = Collector(Interrupted(), 5)
+    rollout = collector.collect(ScriptedAgent(), generators(1))
+    assert column(rollout, "values", 0) == [0, 1, 2, 10, 11]
+    assert column(rollout, "valid", 0) == [YES, YES, NO, YES, YES]
+    assert column(rollout, "truncated", 0) == [NO, YES, NO, NO, NO]
+    assert column(rollout, "terminated", 0) == [NO] * 5
+    assert column(rollout, "episode_starts", 0) == [YES, NO, NO, YES, NO]
+    advantages, _ = generalized_advantage_estimation(
+        rollout.rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.truncated, 0.5, 0.5
+    )
+    # A_4 = 5 + 12/2 - 11, A_3 = 4 + 11/2 - 10 + A_4/4; A_1 = 2 + V([0, 0, 2])/2 - 1, A_0 = 1 + 1/2 - 0 + A_1/4
+    assert advantages[rollout.valid].tolist() == [2, 2, -0.5, 0]
+    assert collector.episodes.dropped == 1
+    assert collector.episodes.lengths.tolist() == [2]
+    assert collector.episodes.running(0).episode_return == 9
+    collector.episodes.start_rollout()
+    assert collector.episodes.dropped == 0
+
+
+@pytest.mark.parametrize("agent", [ScriptedAgent, MemoryAgent])
+@pytest.mark.parametrize("num_steps", [2, 3, 5])
+def test_a_dropped_episode_has_the_targets_of_one_truncated_there(agent, num_steps):
+    """Whatever the step is in its rollout: 2 is the first of the second, 3 the last of the first."""
+    kept = {}
+    for cut in (False, True):
+        collector, player, rows = Collector(Interrupted(cut), num_steps), agent(), []
+        for _ in range(3):
+            rollout = collector.collect(player, generators(1))
+            fields = [*targets(rollout), rollout.values.double(), rollout.episode_starts.double()]
+            rows.append(torch.stack(fields, dim=-1)[rollout.valid])
+        kept[cut] = torch.cat(rows)
+    assert torch.equal(kept[False], kept[True])
+    assert len(kept[False]) == 3 * num_steps - 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_failure_at_an_episodes_first_or_last_step_changes_no_end_before_it(mode):
+    for step in (0, 1):  # of the second episode; the first is terminated or truncated
+        env = make_faulty([0, 1], [[s, 1, step, "raise"] for s in (0, 1)], mode=mode)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rollout = Collector(env, 6).collect(ScriptedAgent(), generators(2))
+        first = 3 if mode == SAME else 4  # rows of the first episode, and of its reset
+        assert column(rollout, "terminated", 0)[:first] == [NO, NO, YES, NO][:first]
+        assert column(rollout, "truncated", 1)[: first - 1] == [NO, YES, NO][: first - 1]
+        assert column(rollout, "next_values", 1)[1] == 102
+        assert column(rollout, "valid", 0)[first + step] is NO
+        assert column(rollout, "truncated", 0)[first : first + step + 1] == [YES, NO][1 - step :]
+
+
+def test_a_dropped_episode_clears_the_memory():
+    collector = Collector(Interrupted(), 5)
+    rollout = collector.collect(MemoryAgent(), generators(1))
+    assert rollout.states[:, 0, 0].tolist() == [7, 8, 9, 7, 8]

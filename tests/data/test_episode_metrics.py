@@ -84,3 +84,13 @@ def test_reset_forgets():
     metrics.update(EPISODES[:1], 1)
     assert float(metrics.compute()["return_mean"]) == 1
     assert torch.equal(metrics.compute()["action_0_fraction"], torch.tensor(1 / 5, dtype=torch.float64))
+
+
+def test_dropped_episodes_are_reported_only_where_there_are_any():
+    metrics = EpisodeMetrics()
+    metrics.update(EPISODES, dropped=0)
+    assert "dropped_episodes" not in metrics.compute()
+    metrics.update(EPISODES, dropped=2)
+    metrics.update([], dropped=1)
+    assert metrics.compute()["dropped_episodes"] == 3
+    assert metrics.compute()["episodes"] == 6

@@ -14,6 +14,7 @@ from ppo_lightning.envs import GymnasiumEnv, ProcgenEnv
 from ppo_lightning.functional.distributions import draw_noise
 from ppo_lightning.models import PPOModelOutput
 from ppo_lightning.policies import PPOPolicy
+from tests.faults import make_faulty
 from tests.toy import ToyEnv, make_toy, play_plain_toy
 
 MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP]
@@ -419,3 +420,27 @@ def test_the_limit_holds_in_procgen():
     env.close()
     assert [(episode.length, episode.solved) for episode in result.episodes] == [(10, False)] * 6
     assert result.action_steps == 60
+
+
+@pytest.mark.filterwarnings("ignore:Environment .* was restarted")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_dropped_episode_is_played_anew_and_not_counted(mode):
+    """Environment 0 loses its first episode after two steps, and environment 1 its second."""
+    env = make_faulty([0, 1], [[0, 0, 2, "raise"], [1, 1, 1, "raise"]], mode=mode, script=[(4, "terminated")])
+    network = CountingNetwork()
+    result = evaluate(PPOPolicy(network), env, Streams(1, 0, 2), np.array([2, 2]), 0.0, action_id=0)
+    assert result.dropped == 2
+    assert sorted(result.rows) == [0, 0, 1, 1]
+    assert [episode.length for episode in result.episodes] == [4] * 4
+    assert result.action_steps == 4 * 2  # actions 0, 1, 2, 0 of each counted episode; the memory starts anew
+    assert all(episode.episode_return > 1e6 for row, episode in zip(result.rows, result.episodes) if row == 0)
+    env.close()
+
+
+@pytest.mark.filterwarnings("ignore:Environment .* was restarted")
+def test_episodes_lost_after_they_counted_are_not_reported():
+    env = make_faulty([0, 1], [[0, None, 3, "raise"]], script=[(6, "terminated")])
+    result = evaluate(PPOPolicy(ToyNetwork()), env, Streams(1, 0, 2), np.array([1, 1]), 0.0, max_num_steps=3)
+    assert [episode.length for episode in result.episodes] == [3, 3]
+    assert result.dropped == 0
+    env.close()

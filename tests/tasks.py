@@ -1,5 +1,9 @@
 """Small environments for tests of whole runs."""
 
+import ctypes
+import os
+import time
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
@@ -163,6 +167,34 @@ class Wage(gymnasium.Env):
         return np.full(self.width, self.steps, np.float32), self.wage, self.steps >= self.length, False, {}
 
 
-for entry_point in (Bandit, Target, Walk, Broken, DictWalk, Wage):
+class Slow(Walk):
+    """A walk of a millisecond a step, with what may go wrong in one of the ranks.
+
+    Args:
+        then: after ``after`` steps: ``raise`` an error, give a ``nan``, or ``hang`` where no signal handler can run.
+        rank: the one in which it happens.
+    """
+
+    def __init__(self, then="", after=100, rank=0):
+        mine = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0)))) == rank
+        self.then, self.left = then if mine else "", after
+
+    def step(self, action):
+        time.sleep(0.001)
+        obs, *rest = super().step(action)
+        self.left -= 1
+        if self.left < 0 and self.then == "raise":
+            raise RuntimeError("the simulator crashed")
+        if self.left < 0 and self.then == "nan":
+            obs = np.full_like(obs, np.nan)
+        if self.left == 0 and self.then == "hang":
+            print("hangs", flush=True)
+            mutex = ctypes.create_string_buffer(256)
+            for _ in range(2):  # the second time waits for ever
+                ctypes.CDLL(None).pthread_mutex_lock(mutex)
+        return obs, *rest
+
+
+for entry_point in (Bandit, Target, Walk, Broken, DictWalk, Slow, Wage):
     gymnasium.register(f"{entry_point.__name__}-v0", f"tests.tasks:{entry_point.__name__}")
 gymnasium.register("Drawn-v0", "tests.tasks:Drawn", disable_env_checker=True)

@@ -1,8 +1,9 @@
-"""Lightning callbacks: evaluation, checkpoints, early stopping, summaries, progress."""
+"""Lightning callbacks: evaluation, checkpoints, faults, early stopping, summaries, progress."""
 
 from ppo_lightning.callbacks.checkpoint import BestCheckpoint, RunCheckpoint
 from ppo_lightning.callbacks.early_stopping import EvaluationEarlyStopping
 from ppo_lightning.callbacks.evaluation import Evaluation
+from ppo_lightning.callbacks.faults import FaultHandling
 from ppo_lightning.callbacks.progress import EnvStepProgressBar
 from ppo_lightning.callbacks.summary import TrainingSummary
 from ppo_lightning.callbacks.video import VideoRecorder
@@ -12,6 +13,7 @@ __all__ = [
     "EnvStepProgressBar",
     "Evaluation",
     "EvaluationEarlyStopping",
+    "FaultHandling",
     "RunCheckpoint",
     "TrainingSummary",
     "VideoRecorder",

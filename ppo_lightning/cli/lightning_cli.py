@@ -20,6 +20,7 @@ from ppo_lightning.callbacks import (
     BestCheckpoint,
     EnvStepProgressBar,
     Evaluation,
+    FaultHandling,
     RunCheckpoint,
     TrainingSummary,
     VideoRecorder,
@@ -109,6 +110,7 @@ class PPOLightningCLI(LightningCLI):
         """The groups beside trainer, model and data."""
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(FaultHandling, "faults")
         parser.add_lightning_class_args(TrainingSummary, "summary")
         parser.add_argument(
             "--init_from",

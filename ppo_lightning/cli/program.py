@@ -6,7 +6,10 @@ import errno
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Sequence
 from typing import NoReturn, Optional
@@ -18,10 +21,11 @@ from ppo_lightning.cli.lightning_cli import PPOLightningCLI
 from ppo_lightning.cli.parser_errors import sentence_for
 from ppo_lightning.commands import COMMANDS
 from ppo_lightning.commands.parser import PROGRAM, ParserError
-from ppo_lightning.core.errors import ConfigurationError, TrainingError
+from ppo_lightning.core.errors import ConfigurationError, Terminated, TrainingError
 
 EXIT_CONFIGURATION, EXIT_TRAINING, EXIT_INTERRUPTED = 2, 1, 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_SECONDS_TO_END, _SECONDS_ALONE = 20.0, 45.0
 
 # What Lightning says of things that are as they should be here
 _QUIET = [
@@ -43,11 +47,44 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def main(args: Optional[Sequence[str]] = None) -> None:
     """Run the command line. Errors that a user can mend are one sentence on standard error and an exit code."""
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # of child ranks: twenty lines of C++ where the first one dies
+    _end_with_parent()
     try:
         _run(args)
+    except SystemExit as end:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            _end_within(_SECONDS_TO_END, end.code)
+        raise
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()  # else gloo's threads may abort the process as it ends
+
+
+def _end_with_parent() -> None:
+    """A rank that another one started (Lightning's launcher does) ends when that one is gone, whatever it waits for."""
+    if not os.environ.get("LOCAL_RANK", "0").strip("0") or "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        time.sleep(_SECONDS_ALONE)  # to end in order
+        os._exit(EXIT_TRAINING)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
+
+
+def _end_within(seconds: float, code: object) -> None:
+    """Do not wait for connections to ranks that are gone, which may take for ever."""
+
+    def end() -> None:
+        time.sleep(seconds)
+        os._exit(code if isinstance(code, int) else EXIT_TRAINING)
+
+    threading.Thread(target=end, daemon=True, name="end-within").start()
 
 
 def _run(args: Optional[Sequence[str]]) -> None:
@@ -63,6 +100,10 @@ def _run(args: Optional[Sequence[str]]) -> None:
             importlib.import_module(f"ppo_lightning.commands.{given[0]}").main(given[1:])
         else:
             PPOLightningCLI(args)
+    except Terminated:
+        for signum in (signal.SIGTERM, signal.SIGINT):  # a second one changes nothing
+            signal.signal(signum, signal.SIG_IGN)
+        raise
     except SystemExit as end:
         interrupted = isinstance(end.__context__, KeyboardInterrupt)
         sys.exit(EXIT_INTERRUPTED if interrupted else end.code)

@@ -1,12 +1,14 @@
-"""The two errors a user can cause, and the checks that raise the first; the one that a resumed run tells of.
+"""What ends a run: the two errors a user can cause, signals, lost ranks; the checks that raise the first; and the one
+that a resumed run tells of.
 
-The command line prints either as one sentence, without a traceback.
+The command line prints each as one sentence, without a traceback.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
+import signal
 from collections.abc import Iterable
 
 
@@ -27,6 +29,21 @@ class NotRestorableError(RuntimeError):
 
     Raised before anything is changed, or the simulator has to be reset.
     """
+
+
+class RankLostError(TrainingError):
+    """Another rank died, failed or hangs. Says which one, and how the run goes on."""
+
+
+class Terminated(SystemExit):
+    """A signal ended training. Left alone it ends the process without a traceback, with the code 128 + its number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+
+    def __str__(self) -> str:
+        return f"training was ended by {signal.Signals(self.signum).name}"
 
 
 def check_range(

@@ -14,6 +14,8 @@ from lightning.pytorch.loggers import Logger
 
 from ppo_lightning.core.errors import TrainingError
 
+_INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+
 
 def log_metrics(trainer: Trainer, metrics: Mapping[str, float], env_steps: int) -> None:
     """Give ``metrics`` to every logger at ``env_steps``, and to the callbacks that monitor them.
@@ -48,16 +50,20 @@ def _raise_if_not_written(logger: Logger, error: BaseException) -> None:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C wait: in the middle of a row it would leave half of it, and TensorBoard's queue waiting for ever."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+    """Let Ctrl-C and other signals wait: what their handlers raise in the middle of a row would leave half of it, and
+    TensorBoard's queue waiting for ever.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    received: list[tuple[Any, ...]] = []
-    signal.signal(signal.SIGINT, lambda *call: received.append(call))
+    handlers = {signum: handler for signum in _INTERRUPTS if callable(handler := signal.getsignal(signum))}
+    received: list[tuple[int, Any]] = []
+    for signum in handlers:
+        signal.signal(signum, lambda *call: received.append(call))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-        if received:
-            handler(*received[0])
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        for signum, frame in received:
+            handlers[signum](signum, frame)

@@ -57,6 +57,14 @@ class RunCheckpoint(Checkpoint):
         self._checkpoint_io = trainer.strategy.checkpoint_io
         self._snapshot = self._written = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Bring along what flushes the newest snapshot on a signal; Lightning sets it up after this."""
+        from ppo_lightning.callbacks.faults import FaultHandling  # which needs this class
+
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, FaultHandling) for callback in callbacks):
+            callbacks.append(FaultHandling())
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Capture the iteration, and write what is due."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

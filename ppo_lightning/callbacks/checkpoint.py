@@ -47,23 +47,24 @@ class RunCheckpoint(Checkpoint):
     # -- Lightning's hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Become the last callback: a snapshot holds what the others remember of the iteration."""
+        """Become the last callback: a snapshot holds what the others remember of the iteration.
+
+        And bring along what flushes it on a signal, where that is not there.
+        """
+        from ppo_lightning.callbacks.faults import FaultHandling  # which needs this class
+
         parts: Any = trainer
-        parts.callbacks = [*(other for other in parts.callbacks if other is not self), self]
+        others = [other for other in parts.callbacks if other is not self]
+        if not any(isinstance(other, FaultHandling) for other in others):
+            others.append(FaultHandling())
+            others[-1].setup(trainer, pl_module, stage)  # Lightning goes through the list of before
+        parts.callbacks = [*others, self]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the folder: a signal or a lost rank leaves no time for it."""
         self._folder = checkpoint_folder(trainer)
         self._checkpoint_io = trainer.strategy.checkpoint_io
         self._snapshot = self._written = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Bring along what flushes the newest snapshot on a signal; Lightning sets it up after this."""
-        from ppo_lightning.callbacks.faults import FaultHandling  # which needs this class
-
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(callback, FaultHandling) for callback in callbacks):
-            callbacks.append(FaultHandling())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Capture the iteration, and write what is due."""

@@ -35,23 +35,27 @@ def test_callbacks_can_monitor_the_metrics():
 
 
 class Interrupted:
-    """A logger that Ctrl-C hits in the middle of a row."""
+    """A logger that a signal hits in the middle of a row."""
 
-    def __init__(self):
-        self.rows = []
+    def __init__(self, signum):
+        self.signum, self.rows = signum, []
 
     def log_metrics(self, metrics, step):
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(self.signum)
         self.rows.append((step, metrics))
 
 
-def test_an_interrupt_waits_until_a_row_is_whole():
-    trainer = SimpleNamespace(loggers=[Interrupted(), Interrupted()], callback_metrics={})
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        log_metrics(trainer, {"a": 1.0}, 7)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_a_row_is_whole(signum):
+    trainer = SimpleNamespace(loggers=[Interrupted(signum), Interrupted(signum)], callback_metrics={})
+    before = signal.signal(signum, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            log_metrics(trainer, {"a": 1.0}, 7)
+        assert signal.getsignal(signum) is signal.default_int_handler
+    finally:
+        signal.signal(signum, before)
     assert [logger.rows for logger in trainer.loggers] == [[(7, {"a": 1.0})]] * 2
-    assert signal.getsignal(signal.SIGINT) is handler
 
 
 class Blaming(Logger):

@@ -160,6 +160,14 @@ class EnvFactory(ABC):
             "has make_rendering)."
         )
 
+    def of_share(self, index: int) -> EnvFactory:
+        """The factory of one of the groups of environments that are played at once: no two play the same episodes.
+
+        The seeds that ``make`` is given differ already. A factory with a seed of its own among its settings derives
+        another from it for every group but the first.
+        """
+        return self
+
     def with_settings(self, settings: Mapping[str, Any], flag: str) -> EnvFactory:
         """The same environment with some settings changed; a setting that is a factory itself takes a mapping.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import struct
 import sys
@@ -40,7 +41,8 @@ class ProcgenEnv(EnvFactory):
         start_level: the first level's seed.
         num_levels: how many levels; 0 is unlimited.
         num_threads: simulator threads.
-        rand_seed: seed of the order of levels; by default drawn from ``--seed_everything``.
+        rand_seed: seed of the order of levels (every rank but the first derives another from it); by default drawn
+            from ``--seed_everything``.
         use_backgrounds: draw the games' backgrounds.
     """
 
@@ -85,6 +87,13 @@ class ProcgenEnv(EnvFactory):
 
     def make(self, seeds: Sequence[int]) -> VectorEnv:
         return self._make(seeds)
+
+    def of_share(self, index: int) -> EnvFactory:
+        if self.rand_seed is None or not index:
+            return self
+        other = copy.copy(self)
+        other.rand_seed = int(np.random.SeedSequence([self.rand_seed % 2**32, index]).generate_state(1)[0] >> 1)
+        return other
 
     def make_rendering(self, seeds: Sequence[int]) -> VectorEnv:
         """In the high resolution of 512 × 512. The last picture of an episode is gone: the simulator has reset."""

@@ -74,6 +74,24 @@ def test_the_first_seed_orders_the_levels_unless_one_is_given():
 
 
 @needs_procgen
+def test_shares_play_levels_of_their_own_even_from_a_given_seed():
+    def firsts(**options):
+        factory = ProcgenEnv("coinrun", num_threads=0, **options)
+        envs = [factory.of_share(index).make((5, 6)) for index in range(3)]
+        obs = [env.reset() for env in envs]
+        for env in envs:
+            env.close()
+        return obs
+
+    alone = make(rand_seed=7)
+    given = firsts(rand_seed=7)
+    assert np.array_equal(given[0], alone.reset())  # as on one rank
+    assert len({part.tobytes() for rank in given for part in rank}) == 6
+    assert len({part.tobytes() for part in firsts()[0]}) == 2  # the seeds of make differ, where none is given
+    alone.close()
+
+
+@needs_procgen
 def test_an_end_is_a_termination_after_which_an_episode_starts():
     env = make("bigfish", seeds=range(8), distribution_mode="easy")  # a fish dies soon
     env.reset()

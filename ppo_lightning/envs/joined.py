@@ -1,0 +1,58 @@
+"""Several vector environments as one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv
+
+
+class JoinedVectorEnv(VectorEnv):
+    """The rows of the first part, then those of the second, and so on; each part steps by itself.
+
+    Args:
+        parts: vector environments from one factory.
+    """
+
+    def __init__(self, parts: Sequence[VectorEnv]) -> None:
+        self.parts = list(parts)
+        self.num_envs = sum(part.num_envs for part in parts)
+        for name in ("observation_space", "action_space", "reports_solved", "render_fps"):
+            setattr(self, name, getattr(parts[0], name))
+        self._borders = np.cumsum([part.num_envs for part in parts])[:-1]
+
+    def reset(self) -> ArrayObservation:
+        return _join([part.reset() for part in self.parts])
+
+    def step(self, actions: Array) -> StepResult:
+        results = [part.step(own) for part, own in zip(self.parts, self._split(actions))]
+        fields = [field.name for field in dataclasses.fields(StepResult)]
+        return StepResult(**{name: _join([getattr(result, name) for result in results]) for name in fields})
+
+    def end_episodes(self, rows: Array) -> bool:
+        told = [part.end_episodes(own) for part, own in zip(self.parts, self._split(rows))]
+        return all(told)
+
+    def render(self) -> Array:
+        return np.concatenate([part.render() for part in self.parts])
+
+    def close(self) -> None:
+        for part in self.parts:
+            part.close()
+
+    def _split(self, rows: Array) -> list[Array]:
+        return np.split(rows, self._borders)
+
+
+def _join(parts: Sequence[Any]) -> Any:
+    """One after another; a part without final observations had no episode that ended."""
+    given = [part for part in parts if part is not None]
+    if not given:
+        return None
+    if isinstance(given[0], dict):
+        return {key: np.concatenate([part[key] for part in given]) for key in given[0]}
+    return np.concatenate(given)

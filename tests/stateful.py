@@ -1,4 +1,7 @@
-"""The table of simulators that can be saved and restored: each codec's proof runs over it, and that of whole runs."""
+"""What carries state, and what decides over ranks: one entry each.
+
+The tests of resuming, of simulators and of ranks run through all of them.
+"""
 
 import functools
 import importlib.util
@@ -12,6 +15,7 @@ from gymnasium.vector import AutoresetMode
 
 from ppo_lightning.envs import EnvFactory, GymnasiumEnv, ProcgenEnv
 from ppo_lightning.envs.state import CODECS
+from tests.commands import WALK
 
 
 @dataclass(frozen=True)
@@ -335,3 +339,47 @@ SIMULATORS = [
         for factory in [ProcgenEnv(game, "easy", num_levels=5, num_threads=1)]
     ),
 ]
+
+_TINY = [
+    "--data.num_envs=4",
+    "--data.num_steps=12",
+    "--data.num_minibatches=2",
+    "--data.update_epochs=3",
+    "--model.learning_rate=0.02",
+]
+
+AGENTS = {
+    # name: (the class that it is, flags of a run in float64 that exercises it)
+    "PPO": ("PPO", ["--model.norm_adv=true", "--model.log_action_id=1"]),
+    "PPO of unequal ranks, stopped by KL": (
+        "PPO",
+        [
+            "--data.env=tests.ranks.tasks.NextStep",
+            "--data.env.id=tests.ranks.tasks:Hurry-v0",
+            "--model.target_kl=4e-4",
+            "--model.anneal_lr=true",
+        ],
+    ),
+    "PPO with memory": (
+        "PPO",
+        [
+            "--data.env=tests.ranks.tasks.NextStep",
+            "--model.network=tests.ranks.tasks.Remembering",
+            "--model.norm_adv=true",
+        ],
+    ),
+    "PPO with critic pretraining": (
+        "PPO",
+        ["--model.critic_pretrain_steps=300", "--trainer.accumulate_grad_batches=2", "--model.target_kl=1e-3"],
+    ),
+    "PPO of continuous actions": (
+        "PPO",
+        ["--data.env.id=tests.tasks:Target-v0", "--model.norm_adv=false", "--model.clip_vloss=false"],
+    ),
+}
+"""Every agent that the package exports, and every option of it that changes what ranks tell each other."""
+
+
+def agent_flags(name):
+    """A run of ten iterations on one rank with 4 environments, or on two with 2: add the two ranks' flags."""
+    return [*WALK, *_TINY, "--data.total_timesteps=480", "--trainer.precision=64-true", *AGENTS[name][1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,8 +20,15 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppo_lightning.algorithms.borders import IterationBorders
 from ppo_lightning.algorithms.network import build_network
+from ppo_lightning.algorithms.ranks import (
+    SpreadMinibatches,
+    allow_unused_parameters,
+    check_not_empty,
+    look_at_ranks,
+    parameter_hash,
+)
 from ppo_lightning.algorithms.update import UpdateStatistics, complete_epoch
-from ppo_lightning.core.agent import ActOutput, RolloutSource
+from ppo_lightning.core.agent import ActOutput, Batch, RolloutSource
 from ppo_lightning.core.checkpoint import (
     FORMAT_KEY,
     FORMAT_VERSION,
@@ -33,8 +41,10 @@ from ppo_lightning.core.checkpoint_io import check_same_checkpoint, install_chec
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.instantiate import build_from_config, describe
 from ppo_lightning.core.metrics import log_metrics
+from ppo_lightning.core.ranks import gather_over_ranks, mean_over_ranks
 from ppo_lightning.core.rollout import Observation, State
 from ppo_lightning.core.spaces import space_from_dict, space_to_dict
+from ppo_lightning.functional.advantages import normalize_advantages
 from ppo_lightning.functional.distributions import at_least_float32, draw_noise
 from ppo_lightning.models.outputs import ModelOutput
 
@@ -59,6 +69,7 @@ class OnPolicyModule(LightningModule):
         scheduler: builds a learning-rate scheduler, stepped once an iteration.
         learning_rate: of the optimiser.
         anneal_lr: lower the learning rate linearly to 0 over ``--data.total_timesteps``.
+        log_param_hash: log ``debug/param_hash`` every iteration, and stop if ranks' parameters differ.
 
     Raises:
         ConfigurationError: a number outside its range, or options that contradict each other.
@@ -71,6 +82,7 @@ class OnPolicyModule(LightningModule):
         scheduler: SchedulerBuilder | None,
         learning_rate: float,
         anneal_lr: bool,
+        log_param_hash: bool = False,
     ) -> None:
         super().__init__()
         check_range("--model.learning_rate", learning_rate, 0, exclude_low=True)
@@ -86,6 +98,7 @@ class OnPolicyModule(LightningModule):
             self.hparams.update({name: describe(part) for name, part in parts.items()})
         self.learning_rate = learning_rate
         self.anneal_lr = anneal_lr
+        self.log_param_hash = log_param_hash
 
         self.network: nn.Module | None = None
         self.action_space: spaces.Space[Any] | None = None
@@ -98,6 +111,7 @@ class OnPolicyModule(LightningModule):
         self.iteration_metrics: dict[str, float] = {}
         """What the last iteration logged."""
         self._statistics = UpdateStatistics()
+        self._spread: SpreadMinibatches | None = None
         self._update_stopped = False
         self._iteration_start = 0.0
         self._steps_at_start = 0
@@ -128,10 +142,17 @@ class OnPolicyModule(LightningModule):
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, IterationBorders) for callback in callbacks):
             callbacks.insert(0, IterationBorders())
+        if self.has_unused_parameters:
+            allow_unused_parameters(self.trainer)
         if self.network is None:
             self.build_network(self._source.observation_space, self._source.action_space)
         # Lightning would do so after it has loaded a checkpoint, whose float64 parameters would be rounded to float32
         self.trainer.precision_plugin.convert_module(self)
+
+    @property
+    def has_unused_parameters(self) -> bool:
+        """Whether some losses leave some parameters out, which DDP must know of."""
+        return False
 
     def forward(self, obs: Any) -> Any:
         """The network's output for observations ``(B, *shape)``."""
@@ -191,8 +212,25 @@ class OnPolicyModule(LightningModule):
         """Leave out the rest of this iteration's minibatches, from the next border of accumulated ones on."""
         self._update_stopped = True
 
-    def _mean_over_ranks(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.trainer.strategy.reduce(x, reduce_op="mean"))
+    def start_update(self, batch: Batch, minibatches: Sequence[Tensor]) -> None:
+        """Ask the other ranks what they have of each minibatch."""
+        if self.trainer.world_size > 1:
+            self._spread = look_at_ranks(self.trainer, batch, minibatches)
+        else:
+            self._spread = None
+            check_not_empty(torch.tensor([len(rows) for rows in minibatches]))
+
+    def _weight(self, batch_idx: int) -> float:
+        """What this rank's means of a minibatch count, so that the mean over ranks is that over all transitions."""
+        return 1.0 if self._spread is None else self._spread.weights[batch_idx]
+
+    def _normalize(self, advantages: Tensor, batch_idx: int) -> Tensor:
+        """The minibatch's advantages by its mean and std over all ranks."""
+        return normalize_advantages(advantages, None if self._spread is None else self._spread.advantages[batch_idx])
+
+    def _exceeds(self, mean: Tensor, limit: float, batch_idx: int) -> bool:
+        """Whether the mean over the minibatch of all ranks exceeds a limit: the same answer on each."""
+        return bool(mean_over_ranks(self.trainer, mean * self._weight(batch_idx)) > limit)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Nothing: the ``Evaluation`` callback plays whole episodes."""
@@ -255,19 +293,21 @@ class OnPolicyModule(LightningModule):
             config.scheduler.step()  # type: ignore[call-arg]
 
     def finish_iteration(self) -> None:
-        """Look for a NaN and log the iteration, once."""
+        """Look for a NaN on any rank and log the iteration, once."""
         if not self._statistics.count:
             return
         source = self._source
-        self._statistics.check_finite(source.env_steps)
         now = time.perf_counter()
-        metrics = {
-            **source.rollout_metrics(),
-            **self._statistics.means(self._mean_over_ranks),
-            "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+        clock = {
             "time/sps": (source.env_steps - self._steps_at_start) / (now - self._iteration_start),
             "time/seconds": self._seconds + now - self._train_start,
         }
+        gather = functools.partial(gather_over_ranks, self.trainer)
+        update = self._statistics.report(source.env_steps, clock, gather)
+        learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        metrics = {**source.rollout_metrics(), **update, "train/learning_rate": learning_rate}
+        if self.log_param_hash:
+            metrics["debug/param_hash"] = float(parameter_hash(self.trainer, self, source.env_steps))
         self._iteration_start = now
         self._statistics.clear()
         self.iteration_metrics = metrics
@@ -276,7 +316,8 @@ class OnPolicyModule(LightningModule):
     @property
     def metric_names(self) -> list[str]:
         """What is logged every iteration, ``rollout/return_mean`` and the like once episodes have ended."""
-        return [*self._source.rollout_metric_names(), "train/learning_rate", "time/sps", "time/seconds"]
+        names = [*self._source.rollout_metric_names(), "train/learning_rate", "time/sps", "time/seconds"]
+        return [*names, "debug/param_hash"] if self.log_param_hash else names
 
     def exclude_from_speed(self, seconds: float) -> None:
         """Leave this time out of the running iteration's ``time/sps``: evaluation is not training."""

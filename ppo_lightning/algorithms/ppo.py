@@ -16,9 +16,7 @@ from ppo_lightning.core.rollout import MemoryRollout, PPOBatch, PPOSequenceBatch
 from ppo_lightning.functional import (
     approx_kl_divergence,
     clip_fraction,
-    explained_variance,
     generalized_advantage_estimation,
-    normalize_advantages,
     ppo_clipped_policy_loss,
     value_loss,
 )
@@ -52,6 +50,7 @@ class PPO(OnPolicyModule):
             exceeds this; null for never.
         critic_pretrain_steps: environment steps in which only the critic learns, by the value loss alone.
         log_action_id: log the fraction of this action as ``rollout/action_<id>_fraction``; null for none.
+        log_param_hash: log ``debug/param_hash`` every iteration, and stop if ranks' parameters differ.
 
     Raises:
         ConfigurationError: a number outside its range, or options that contradict each other.
@@ -76,6 +75,7 @@ class PPO(OnPolicyModule):
         target_kl: Optional[float] = None,
         critic_pretrain_steps: int = 0,
         log_action_id: Optional[int] = None,
+        log_param_hash: bool = False,
     ) -> None:
         check_range("--model.gamma", gamma, 0, 1)
         check_range("--model.gae_lambda", gae_lambda, 0, 1)
@@ -85,7 +85,7 @@ class PPO(OnPolicyModule):
         check_range("--model.critic_pretrain_steps", critic_pretrain_steps, 0)
         if target_kl is not None:
             check_range("--model.target_kl", target_kl, 0, exclude_low=True)
-        super().__init__(network, optimizer, scheduler, learning_rate, anneal_lr)
+        super().__init__(network, optimizer, scheduler, learning_rate, anneal_lr, log_param_hash)
         self.gamma = gamma
         self.gae_lambda = gae_lambda
         self.clip_coef = clip_coef
@@ -134,17 +134,15 @@ class PPO(OnPolicyModule):
         return valid_rows(PPOBatch(**fields, batch_size=valid.shape), valid)
 
     def _add_rollout_statistics(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> None:
-        valid, add = rollout.valid, self._statistics.add_rollout
-        advantages, values = advantages[valid], rollout.values[valid]
-        add("train/explained_variance", explained_variance(values, returns[valid]))
-        add("train/advantage_mean", advantages.mean())
-        add("train/advantage_std", advantages.std(correction=0))
-        add("train/value_mean", values.mean())
-        add("train/value_std", values.std(correction=0))
-        add("rollout/action_prob_mean", rollout.log_probs[valid].exp().mean())
+        valid, statistics = rollout.valid, self._statistics
+        values = rollout.values[valid]
+        statistics.add_explained_variance("train/explained_variance", values, returns[valid])
+        statistics.add_spread("train/advantage", advantages[valid])
+        statistics.add_spread("train/value", values)
+        statistics.add_mean("rollout/action_prob_mean", rollout.log_probs[valid].exp())
         if self.log_action_id is not None:
-            taken = (rollout.actions[valid] == self.log_action_id).float().mean()
-            add(f"rollout/action_{self.log_action_id}_fraction", taken)
+            taken = (rollout.actions[valid] == self.log_action_id).to(values.dtype)
+            statistics.add_mean(f"rollout/action_{self.log_action_id}_fraction", taken)
 
     @property
     def metric_names(self) -> list[str]:
@@ -159,7 +157,7 @@ class PPO(OnPolicyModule):
         output, batch = self._evaluate(batch)
         distribution = output.distribution
         log_probs = distribution.log_prob(batch.actions)
-        advantages = normalize_advantages(batch.advantages) if self.norm_adv else batch.advantages
+        advantages = self._normalize(batch.advantages, batch_idx) if self.norm_adv else batch.advantages
         policy_loss, ratio = ppo_clipped_policy_loss(log_probs, batch.log_probs, advantages, self.clip_coef)
         clip_coef = self.clip_coef if self.clip_vloss else None
         critic_loss = value_loss(at_least_float32(output.value), batch.returns, batch.values, clip_coef)
@@ -169,6 +167,7 @@ class PPO(OnPolicyModule):
         else:
             loss = policy_loss + self.vf_coef * critic_loss - self.ent_coef * entropy
 
+        weight = self._weight(batch_idx)
         with torch.no_grad():
             kl = approx_kl_divergence(log_probs, batch.log_probs)
             self._statistics.add_minibatch(
@@ -181,10 +180,11 @@ class PPO(OnPolicyModule):
                     "train/approx_kl": kl,
                     "train/clip_fraction": clip_fraction(ratio, self.clip_coef),
                 },
+                weight,
             )
-        if self.target_kl is not None and bool(self._mean_over_ranks(kl) > self.target_kl):
+        if self.target_kl is not None and self._exceeds(kl.detach(), self.target_kl, batch_idx):
             self.stop_update()
-        return loss
+        return loss if weight == 1 else loss * weight
 
     def _evaluate(self, batch: Batch) -> tuple[ModelOutput, PPOBatch]:
         """The network on a minibatch, and the minibatch as independent transitions."""
@@ -194,7 +194,14 @@ class PPO(OnPolicyModule):
         names = ("obs", "actions", "log_probs", "advantages", "returns", "values")
         fields = {name: getattr(batch, name) for name in names}
         rows = valid_rows(PPOBatch(**fields, batch_size=batch.valid.shape), batch.valid)
+        if not len(rows):  # other ranks have rows of this minibatch; what this one does has weight 0
+            return output, PPOBatch(**fields, batch_size=batch.valid.shape).reshape(-1)
         return (output if len(rows) == batch.valid.numel() else take_rows(output, batch.valid.flatten())), rows
+
+    @property
+    def has_unused_parameters(self) -> bool:
+        """While only the critic learns, the actor has no gradients."""
+        return self.critic_pretrain_steps > 0
 
     @property
     def _pretrains_critic(self) -> bool:

@@ -2,62 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppo_lightning.core.errors import TrainingError
+from ppo_lightning.functional.moments import exact_dtype, moments_of, pool_moments
+from ppo_lightning.functional.shapes import check_same_shape
+
+_Moments = list[list[float]]
 
 
 class UpdateStatistics:
-    """Gathers one iteration's numbers as tensors; nothing is read back from the device before its end."""
+    """Gathers one iteration's numbers as tensors; nothing is read back or sent to other ranks before its end."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin a new iteration."""
         self._minibatches: list[Tensor] = []
-        self._rollout: dict[str, Tensor] = {}
+        self._first_ratio_error = torch.zeros(1)
+        self._moments: list[Tensor] = []
+        self._reports: list[Callable[[_Moments], dict[str, float]]] = []
 
     @property
     def count(self) -> int:
         """Minibatches so far."""
         return len(self._minibatches)
 
-    def clear(self) -> None:
-        """Begin a new iteration."""
-        self._minibatches = []
-        self._rollout = {}
+    def add_mean(self, name: str, x: Tensor) -> None:
+        """Of the whole rollout, report the mean of ``x``, any shape."""
+        self._add([x], lambda own: {name: own[0][1]})
 
-    def add_rollout(self, name: str, value: Tensor) -> None:
-        """A number of the whole rollout."""
-        self._rollout[name] = value
+    def add_spread(self, name: str, x: Tensor) -> None:
+        """Of the whole rollout, report ``<name>_mean`` and ``<name>_std``."""
+        self._add([x], lambda own: {f"{name}_mean": own[0][1], f"{name}_std": math.sqrt(own[0][2])})
 
-    def add_minibatch(self, ratio: Tensor, values: dict[str, Tensor]) -> None:
-        """The numbers of one minibatch; of the first also how far its ratio is from 1."""
+    def add_explained_variance(self, name: str, values: Tensor, returns: Tensor) -> None:
+        """Of the whole rollout, report ``1 - Var(returns - values) / Var(returns)``; NaN if returns are equal."""
+        check_same_shape(values=values, returns=returns)
+        self._add([returns, returns - values], lambda own: {name: 1 - own[1][2] / own[0][2] if own[0][2] else math.nan})
+
+    def _add(self, parts: list[Tensor], report: Callable[[_Moments], dict[str, float]]) -> None:
+        self._moments.append(torch.stack([moments_of(part) for part in parts]))
+        self._reports.append(report)
+
+    def add_minibatch(self, ratio: Tensor, values: Mapping[str, Tensor], weight: float = 1.0) -> None:
+        """The numbers of one minibatch, means over its rows; of the first also how far its ratio is from 1.
+
+        ``weight`` is what they count beside the other ranks' numbers of this minibatch.
+        """
         if not self._minibatches:
             self._names = list(values)
-            self._rollout["train/first_ratio_error"] = (ratio - 1).abs().max()
-        self._minibatches.append(torch.stack([value.detach() for value in values.values()]))
+            self._first_ratio_error = (ratio.detach() - 1).abs().max().reshape(1)
+        numbers = torch.stack([value.detach() for value in values.values()])
+        self._minibatches.append(numbers if weight == 1 else numbers * weight)
 
-    def check_finite(self, env_steps: int) -> None:
-        """Raise :class:`TrainingError` naming the first minibatch whose numbers are not finite."""
-        finite = torch.stack(self._minibatches).isfinite()
-        if bool(finite.all()):
+    def report(
+        self, env_steps: int, clock: Mapping[str, float], gather: Callable[[Tensor], Tensor]
+    ) -> dict[str, float]:
+        """The iteration's numbers, over all ranks by one ``gather`` of ``x`` into ``(W, *x.shape)``.
+
+        Each is the mean over the minibatches, or what was asked for of the rollout; of ``clock`` the first rank's.
+
+        Raises:
+            TrainingError: on every rank, naming the first minibatch whose numbers are not finite on any of them.
+        """
+        numbers = torch.stack(self._minibatches)
+        finite = numbers.isfinite()
+        first_bad = torch.where(finite.all(dim=0), self.count, (~finite).int().argmax(dim=0))
+        parts = [numbers.mean(dim=0), first_bad, self._first_ratio_error, *(part.flatten() for part in self._moments)]
+        own = torch.cat([part.to(numbers.device, exact_dtype(numbers.device)) for part in parts]).cpu().double()
+        table = gather(torch.cat([own, torch.tensor(list(clock.values()), dtype=torch.float64)]))
+
+        size = len(self._names)
+        sizes = [size, size, 1, len(own) - 2 * size - 1, len(clock)]
+        means, first_bad, ratio_error, moments, seconds = torch.split(table, sizes, dim=1)
+        self._check_finite(first_bad.amin(dim=0), env_steps)
+        return {
+            **dict(zip(self._names, means.mean(dim=0).tolist())),
+            **self._reports_of(moments),
+            "train/first_ratio_error": float(ratio_error.max()),
+            **dict(zip(clock, seconds[0].tolist())),
+        }
+
+    def _reports_of(self, moments: Tensor) -> dict[str, float]:
+        rows = iter(pool_moments(moments.reshape(len(moments), moments.shape[1] // 3, 3)).tolist())
+        reported: dict[str, float] = {}
+        for part, report in zip(self._moments, self._reports):
+            reported |= report([next(rows) for _ in part])
+        return reported
+
+    def _check_finite(self, first_bad: Tensor, env_steps: int) -> None:
+        minibatch = int(first_bad.min())
+        if minibatch == self.count:
             return
-        minibatch = int((~finite.all(dim=1)).nonzero()[0])
-        names = [name for name, is_finite in zip(self._names, finite[minibatch].tolist()) if not is_finite]
+        names = [name for name, first in zip(self._names, first_bad.tolist()) if first == minibatch]
         raise TrainingError(
             f"{', '.join(names)} became NaN or infinite in minibatch {minibatch} of the update at {env_steps} "
             "environment steps: training stopped and this update was not saved; lower --model.learning_rate or set "
             "--trainer.gradient_clip_val, then continue with --ckpt_path from the last checkpoint."
         )
-
-    def means(self, mean_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The mean of each number over the iteration's minibatches and all ranks."""
-        means = torch.stack(self._minibatches).mean(dim=0)
-        values = torch.cat([means, *[value.reshape(1).to(means) for value in self._rollout.values()]])
-        return dict(zip([*self._names, *self._rollout], mean_over_ranks(values).tolist()))
 
 
 def complete_epoch(fit_loop: dict[str, Any]) -> None:

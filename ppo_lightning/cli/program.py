@@ -126,6 +126,12 @@ def _say_cause(error: Exception) -> None:
     """End with the sentence behind an exception: jsonargparse wraps what a constructor raises, and a logger's end
     may fail like the row before it.
     """
+    if isinstance(error, RuntimeError) and "not used in producing the loss" in str(error):
+        _fail(
+            "--trainer.strategy=ddp waits for a gradient of every parameter, but some of --model.network have none: "
+            "use --trainer.strategy=ddp_find_unused_parameters_true, or take them out of the network.",
+            EXIT_CONFIGURATION,
+        )
     for kind, code in ((ConfigurationError, EXIT_CONFIGURATION), (TrainingError, EXIT_TRAINING)):
         cause = _in_chain(error, kind)
         if cause is not None:

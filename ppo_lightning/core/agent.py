@@ -53,7 +53,16 @@ class Agent(Protocol):
         """The critic's values ``(N,)``, to bootstrap from."""
 
     def prepare(self, rollout: Rollout) -> Batch:
-        """Turn a rollout into the batch that minibatches are drawn from."""
+        """Turn a rollout into the batch that minibatches are drawn from.
+
+        Its rows are the valid transitions, one time step after another, or the environments of a ``MemoryRollout``.
+        """
+
+    def start_update(self, batch: Batch, minibatches: Sequence[Tensor]) -> None:
+        """Look at the whole update before its first minibatch.
+
+        ``minibatches`` are the rows of ``batch`` that each one takes; none only where other ranks have some.
+        """
 
 
 class RolloutSource(Protocol):

@@ -141,6 +141,15 @@ def shuffled_minibatches(
     batch: BatchT, num_minibatches: int, generator: torch.Generator | None = None
 ) -> Iterator[BatchT]:
     """One epoch: every row once, in ``num_minibatches`` parts whose sizes differ by at most one."""
-    order = torch.randperm(len(batch), generator=generator)
-    for rows in order.tensor_split(num_minibatches):
-        yield batch[rows.to(batch.device)] if batch.device is not None else batch[rows]
+    for rows in shuffled_rows(len(batch), num_minibatches, generator):
+        yield select_rows(batch, rows)
+
+
+def shuffled_rows(num_rows: int, num_minibatches: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+    """The rows of each minibatch of one epoch, whose numbers differ by at most one."""
+    return torch.randperm(num_rows, generator=generator).tensor_split(num_minibatches)
+
+
+def select_rows(batch: BatchT, rows: Tensor) -> BatchT:
+    """The given rows, copied."""
+    return batch[rows.to(batch.device)] if batch.device is not None else batch[rows]

@@ -14,14 +14,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ppo_lightning.core.errors import ConfigurationError, NothingLeftError, check_range
+from ppo_lightning.core.ranks import gather_over_ranks
 from ppo_lightning.data.collect import Collector
 from ppo_lightning.data.dataset import RolloutDataset
 from ppo_lightning.data.episodes import EpisodeStatistics
 from ppo_lightning.data.running import RunningEnvironments, gather_running, why_fresh
 from ppo_lightning.data.seeding import Streams
+from ppo_lightning.data.shares import shares_of_a_rank
 from ppo_lightning.data.trainer_settings import name_of_envs, refuse_meaningless_settings
-from ppo_lightning.envs.base import EnvFactory, error_of_split
+from ppo_lightning.envs.base import EnvFactory, VectorEnv, error_of_split
 from ppo_lightning.envs.gymnasium import GymnasiumEnv
+from ppo_lightning.envs.joined import JoinedVectorEnv
 
 
 class RolloutDataModule(LightningDataModule):
@@ -29,7 +32,7 @@ class RolloutDataModule(LightningDataModule):
 
     Args:
         env: the environment: a factory (``GymnasiumEnv``, ``ProcgenEnv`` or one of your own), or a Gymnasium id.
-        num_envs: environments of each rank.
+        num_envs: environments per rank.
         num_steps: steps of each environment a rollout.
         num_minibatches: parts that each pass over a rollout is cut into.
         update_epochs: passes over each rollout.
@@ -39,6 +42,8 @@ class RolloutDataModule(LightningDataModule):
         max_env_restarts: restarts of each rank's environments over the run, all of them together, after an error or
             the loss of a worker process; the unfinished episode is dropped. Past it the error ends the run; 0 for
             never. Also of each evaluation. Of Gymnasium's environments, not with ``vector_entry_point``.
+        minibatch_shares: groups of environments, over all ranks, from which every minibatch takes an equal part; by
+            default the number of ranks. One rank with 2 shares trains as two ranks with half its environments each.
 
     Raises:
         ConfigurationError: a number outside its range, or a rollout that cannot be cut into ``num_minibatches``.
@@ -54,6 +59,7 @@ class RolloutDataModule(LightningDataModule):
         total_timesteps: Optional[int] = 1_500_000,
         seed: Optional[int] = None,
         max_env_restarts: int = 10,
+        minibatch_shares: Optional[int] = None,
     ) -> None:
         super().__init__()
         for flag, value in {
@@ -65,6 +71,8 @@ class RolloutDataModule(LightningDataModule):
             check_range(f"--data.{flag}", value, 1)
         check_range("--data.seed", seed or 0, 0)
         check_range("--data.max_env_restarts", max_env_restarts, 0)
+        if minibatch_shares is not None:
+            check_range("--data.minibatch_shares", minibatch_shares, 1)
         if num_envs * num_steps % num_minibatches:
             raise ConfigurationError(
                 f"--data.num_envs={num_envs} × --data.num_steps={num_steps} = {num_envs * num_steps} transitions "
@@ -77,6 +85,7 @@ class RolloutDataModule(LightningDataModule):
         self.update_epochs = update_epochs
         self.total_timesteps = total_timesteps
         self.max_env_restarts = max_env_restarts
+        self.minibatch_shares = minibatch_shares
         self.env_steps = 0
         self.iteration = 0
         self._seed = seed
@@ -127,29 +136,29 @@ class RolloutDataModule(LightningDataModule):
         return list(self._collector.episodes.recent_returns) if self._collector is not None else []
 
     def rollout_metrics(self) -> dict[str, float]:
-        """``rollout/episodes``, and of the episodes that ended in the last rollout returns and lengths.
+        """``rollout/episodes``, and returns and lengths of the episodes that ended in the last rollout, of all ranks.
 
-        ``rollout/dropped_episodes`` joins them once an environment was restarted, and stays.
+        ``rollout/dropped_episodes`` joins them once an environment was restarted, and stays. Every rank must call this.
         """
         if self._collector is None:
             return {}
-        metrics = self._collector.episodes.metrics()
-        if self._collector.env.restarts:
-            metrics["rollout/dropped_episodes"] = float(self._collector.episodes.dropped)
-        return metrics
+        assert self.trainer is not None
+        gather = functools.partial(gather_over_ranks, self.trainer)
+        return self._collector.episodes.metrics(gather, self._collector.env.restarts)
 
     def rollout_metric_names(self) -> list[str]:
         """The names that ``rollout_metrics`` gives once episodes have ended."""
         return EpisodeStatistics.names(self.reports_solved)
 
     def eval_factory(self, settings: Mapping[str, Any], flag: str) -> EnvFactory:
-        """The environment of a split of the evaluation: this one with some settings changed.
+        """The environment of a split of the evaluation, for this rank: this one with some settings changed.
 
         Raises:
             ConfigurationError: unknown settings, or other spaces than those that are trained on; names ``flag``.
         """
+        rank = self.trainer.global_rank if self.trainer is not None else 0
         if not settings:
-            return self.env
+            return self.env.of_share(rank)
         factory = self.env.with_settings(settings, flag)
         try:
             probe = factory.make([0])
@@ -163,7 +172,7 @@ class RolloutDataModule(LightningDataModule):
                     f"{flag}: its environment has the {name.replace('_', ' ')} {others}, but the policy is made for "
                     f"{own}: a split may change what leaves both spaces as they are."
                 )
-        return factory
+        return factory.of_share(rank)
 
     def eval_streams(self, num_envs: int) -> Streams:
         """The evaluation environments, of ``num_envs`` over all ranks, that fall to this rank; there may be none."""
@@ -184,6 +193,7 @@ class RolloutDataModule(LightningDataModule):
         refuse_meaningless_settings(self.trainer, stage)
         if stage == "fit":
             self._check_total(self.world_size)
+            self._shares_of_a_rank()
             self._start_counters()
             self._limits = (self.trainer.max_epochs, self.trainer.limit_val_batches)
             self._max_epochs = self.trainer.max_epochs
@@ -256,9 +266,10 @@ class RolloutDataModule(LightningDataModule):
                 f"--data.num_envs={self.num_envs} cannot be divided into --data.num_minibatches="
                 f"{self.num_minibatches}: the minibatches of a network with memory are whole environments."
             )
+        shares = self._shares_of_a_rank(has_memory=agent.initial_state(1) is not None)
         streams = Streams(self.seed, self.trainer.global_rank * self.num_envs, self.num_envs)
         self._close()
-        env = self.env.make(streams.env_seeds(self.iteration))
+        env = self._make_env(streams, shares)
         env.allow_restarts(self.max_env_restarts, name_of_envs(self.trainer, "environment"))
         self._collector = Collector(env, self.num_steps)
         self._restore_environments(agent.device)
@@ -270,6 +281,7 @@ class RolloutDataModule(LightningDataModule):
             streams=streams,
             iterations=lambda: self.iteration,
             on_rollout=self._count_rollout,
+            num_shares=shares,
         )
 
     def _restore_environments(self, device: torch.device) -> None:
@@ -283,6 +295,20 @@ class RolloutDataModule(LightningDataModule):
             rank_zero_warn(f"The simulators start fresh episodes, from new seeds: {reason}.")
         elif self._running is not None:
             self._collector.load_state_dict(self._running["ranks"][self.trainer.global_rank], device)
+
+    def _shares_of_a_rank(self, has_memory: bool = False) -> int:
+        sizes = self.num_envs, self.num_steps, self.num_minibatches
+        return shares_of_a_rank(self.minibatch_shares, self.world_size, *sizes, has_memory)
+
+    def _make_env(self, streams: Streams, shares: int) -> VectorEnv:
+        """One vector environment; or one a share, since some take one seed for all of their rows."""
+        assert self.trainer is not None
+        first = self.trainer.global_rank * shares
+        parts = [
+            self.env.of_share(first + share).make(own.env_seeds(self.iteration))
+            for share, own in enumerate(streams.split(shares))
+        ]
+        return parts[0] if shares == 1 else JoinedVectorEnv(parts)
 
     def _count_rollout(self) -> None:
         self.iteration += 1

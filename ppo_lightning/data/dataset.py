@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import torch
+from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ppo_lightning.core.agent import Agent, Batch
-from ppo_lightning.core.rollout import shuffled_minibatches
+from ppo_lightning.core.rollout import MemoryRollout, Rollout, select_rows, shuffled_rows
 from ppo_lightning.data.collect import Collector
 from ppo_lightning.data.seeding import Streams
+from ppo_lightning.data.shares import rows_of_shares
 
 
 class RolloutDataset(IterableDataset[Batch]):
@@ -26,6 +29,7 @@ class RolloutDataset(IterableDataset[Batch]):
         streams: the random numbers of actions and shuffles.
         iterations: counts the rollouts; read at the start of each pass and raised by ``on_rollout``.
         on_rollout: called after each rollout, before its first minibatch.
+        num_shares: groups of environments that are shuffled each by itself; a minibatch takes a part of each.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class RolloutDataset(IterableDataset[Batch]):
         streams: Streams,
         iterations: Callable[[], int],
         on_rollout: Callable[[], None],
+        num_shares: int = 1,
     ) -> None:
         self.agent = agent
         self.collector = collector
@@ -45,6 +50,7 @@ class RolloutDataset(IterableDataset[Batch]):
         self.streams = streams
         self.iterations = iterations
         self.on_rollout = on_rollout
+        self.num_shares = num_shares
 
     def __len__(self) -> int:
         return self.update_epochs * self.num_minibatches
@@ -55,9 +61,24 @@ class RolloutDataset(IterableDataset[Batch]):
         rollout = self.collector.collect(self.agent, self.streams.action_generators(iteration))
         self.on_rollout()
         batch = self.agent.prepare(rollout)
-        shuffle = self.streams.shuffle_generator(iteration)
-        for _ in range(self.update_epochs):
-            for minibatch in shuffled_minibatches(batch, self.num_minibatches, shuffle):
-                yield minibatch
-                if self.agent.update_stopped:
-                    return
+        minibatches = self._draw_minibatches(rollout, len(batch), iteration)
+        self.agent.start_update(batch, minibatches)
+        for rows in minibatches:
+            # a rank without a row of this minibatch still takes part in its step; what it does counts nothing
+            yield select_rows(batch, rows if len(rows) else torch.zeros(1, dtype=torch.long))
+            if self.agent.update_stopped:
+                return
+
+    def _draw_minibatches(self, rollout: Rollout, num_rows: int, iteration: int) -> Sequence[Tensor]:
+        """The rows of every minibatch of every epoch."""
+        streams, epochs = self.streams.split(self.num_shares), range(self.update_epochs)
+        if self.num_shares == 1:
+            generator = streams[0].shuffle_generator(iteration)
+            return [rows for _ in epochs for rows in shuffled_rows(num_rows, self.num_minibatches, generator)]
+        shares = rows_of_shares(rollout.valid, isinstance(rollout, MemoryRollout), self.num_shares)
+        parts = []
+        for own, share in zip(streams, shares):
+            generator = own.shuffle_generator(iteration)
+            orders = [order for _ in epochs for order in shuffled_rows(len(share), self.num_minibatches, generator)]
+            parts.append([share[order] for order in orders])
+        return [torch.cat(minibatch) for minibatch in zip(*parts)]

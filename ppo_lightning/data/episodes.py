@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ppo_lightning.envs.base import Array, StepResult
+from ppo_lightning.functional.moments import moments_of, pool_moments
 
 RECENT_EPISODES = 100
 _RUNNING = "_returns", "_base_returns", "lengths"
@@ -94,18 +97,34 @@ class EpisodeStatistics:
         names = ["episodes", "return_mean", "return_std", "base_return_mean", "base_return_std", "length_mean"]
         return [f"rollout/{name}" for name in [*names, *(["solved_fraction"] if reports_solved else [])]]
 
-    def metrics(self) -> dict[str, float]:
-        """Of the episodes that ended in this rollout: how many, and where any did their returns and lengths."""
-        metrics = {"rollout/episodes": float(len(self.finished))}
-        if self.finished:
-            returns = [episode.episode_return for episode in self.finished]
-            base_returns = [episode.base_return for episode in self.finished]
-            metrics["rollout/return_mean"] = float(np.mean(returns))
-            metrics["rollout/return_std"] = float(np.std(returns))
-            metrics["rollout/base_return_mean"] = float(np.mean(base_returns))
-            metrics["rollout/base_return_std"] = float(np.std(base_returns))
-            metrics["rollout/length_mean"] = float(np.mean([episode.length for episode in self.finished]))
-        solved = [episode.solved for episode in self.finished if episode.solved is not None]
-        if solved:
-            metrics["rollout/solved_fraction"] = float(np.mean(solved))
+    def metrics(
+        self, gather: Callable[[Tensor], Tensor] = lambda own: own[None], restarts: int = 0
+    ) -> dict[str, float]:
+        """Of the episodes that ended in this rollout: how many, and where any did their returns and lengths.
+
+        ``gather`` puts a tensor of every rank into one, ``(W, *shape)``; by default there is one rank. Once there were
+        ``restarts`` on any rank, the dropped episodes are counted too.
+        """
+        columns = [
+            [episode.episode_return for episode in self.finished],
+            [episode.base_return for episode in self.finished],
+            [episode.length for episode in self.finished],
+            [episode.solved for episode in self.finished if episode.solved is not None],
+            [True] * self.dropped,
+            [True] * restarts,
+        ]
+        own = torch.stack([moments_of(torch.tensor(column, dtype=torch.float64)) for column in columns])
+        (episodes, *returns), (_, *base_returns), (_, length, _), (told, solved, _), *rest = pool_moments(
+            gather(own)
+        ).tolist()
+        (dropped, *_), (restarted, *_) = rest
+        metrics = {"rollout/episodes": episodes}
+        if episodes:
+            for name, (mean, variance) in {"return": returns, "base_return": base_returns}.items():
+                metrics |= {f"rollout/{name}_mean": mean, f"rollout/{name}_std": math.sqrt(variance)}
+            metrics["rollout/length_mean"] = length
+        if told:
+            metrics["rollout/solved_fraction"] = solved
+        if restarted:
+            metrics["rollout/dropped_episodes"] = dropped
         return metrics

@@ -37,6 +37,11 @@ class Streams:
     first_env: int
     num_envs: int
 
+    def split(self, parts: int) -> list[Streams]:
+        """The same streams as those of ``parts`` ranks with an equal number of environments each."""
+        size = self.num_envs // parts
+        return [Streams(self.seed, self.first_env + part * size, size) for part in range(parts)]
+
     def env_seeds(self, iteration: int) -> list[int]:
         """Seeds of environments that start their first episode at ``iteration``."""
         return [self._key(_ENV, index, iteration) for index in self._indices()]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ppo_lightning.core.errors import NotRestorableError
 from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv
 
 
@@ -30,12 +31,43 @@ class JoinedVectorEnv(VectorEnv):
 
     def step(self, actions: Array) -> StepResult:
         results = [part.step(own) for part, own in zip(self.parts, self._split(actions))]
+        if any(result.dropped is not None for result in results):
+            for result in results:
+                result.dropped = np.zeros_like(result.valid) if result.dropped is None else result.dropped
         fields = [field.name for field in dataclasses.fields(StepResult)]
         return StepResult(**{name: _join([getattr(result, name) for result in results]) for name in fields})
 
     def end_episodes(self, rows: Array) -> bool:
         told = [part.end_episodes(own) for part, own in zip(self.parts, self._split(rows))]
         return all(told)
+
+    def allow_restarts(self, limit: int, name: str = "Environment", at_once: bool = False) -> None:
+        """Up to ``limit`` in each part, as on each rank."""
+        for part in self.parts:
+            part.allow_restarts(limit, name, at_once)
+
+    @property
+    def restarts(self) -> int:  # type: ignore[override]
+        """Of all parts together."""
+        return sum(part.restarts for part in self.parts)
+
+    @restarts.setter
+    def restarts(self, value: int) -> None:
+        for part in self.parts[1:]:
+            part.restarts = 0
+        self.parts[0].restarts = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if len(state["parts"]) != len(self.parts):
+            raise NotRestorableError(f"the state is one of {len(state['parts'])} parts, not of {len(self.parts)}")
+        for part, own in zip(self.parts, state["parts"]):
+            part.load_state_dict(own)
+
+    def why_not_restorable(self) -> str | None:
+        return next(filter(None, (part.why_not_restorable() for part in self.parts)), None)
 
     def render(self) -> Array:
         return np.concatenate([part.render() for part in self.parts])

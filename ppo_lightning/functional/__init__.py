@@ -1,7 +1,6 @@
 """The maths: pure functions of tensors."""
 
 from ppo_lightning.functional.advantages import (
-    explained_variance,
     generalized_advantage_estimation,
     normalize_advantages,
 )
@@ -12,6 +11,7 @@ from ppo_lightning.functional.losses import (
     ppo_clipped_policy_loss,
     value_loss,
 )
+from ppo_lightning.functional.moments import moments_of, pool_moments
 
 __all__ = [
     "Categorical",
@@ -19,9 +19,10 @@ __all__ = [
     "Distribution",
     "approx_kl_divergence",
     "clip_fraction",
-    "explained_variance",
     "generalized_advantage_estimation",
+    "moments_of",
     "normalize_advantages",
+    "pool_moments",
     "ppo_clipped_policy_loss",
     "value_loss",
 ]

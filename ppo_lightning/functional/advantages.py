@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ppo_lightning.functional.shapes import check_same_shape
@@ -58,35 +57,18 @@ def generalized_advantage_estimation(
     return advantages, advantages + values
 
 
-def normalize_advantages(advantages: Tensor, eps: float = 1e-8) -> Tensor:
-    """``(A - mean) / (std + eps)``, with the unbiased std; over all ranks where training is distributed.
+def normalize_advantages(advantages: Tensor, moments: Tensor | None = None, eps: float = 1e-8) -> Tensor:
+    """``(A - mean) / (std + eps)``, with the unbiased std.
 
-    Shape in and out: ``(B,)``.
+    Args:
+        advantages: ``(B,)``.
+        moments: count, mean and population variance ``(3,)`` of all advantages that these are a part of (of a
+            minibatch that is spread over ranks); by default their own.
+        eps: keeps equal advantages at 0.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        count, mean, variance = _moments_over_ranks(advantages)
+    if moments is None:
+        mean, variance = advantages.mean(), advantages.var(correction=min(1, advantages.numel() - 1))
     else:
-        count, mean = advantages.numel(), advantages.mean()
-        variance = advantages.var(correction=min(1, count - 1))
+        count, mean, variance = moments.to(advantages).unbind()
+        variance = variance * count / (count - 1).clamp(min=1)
     return (advantages - mean) / (variance.sqrt() + eps)
-
-
-def _moments_over_ranks(x: Tensor) -> tuple[int, Tensor, Tensor]:
-    sums = torch.stack([torch.full_like(x.sum(), x.numel()), x.sum()])
-    dist.all_reduce(sums)
-    count = int(sums[0].item())
-    mean = sums[1] / count
-    squares = (x - mean).square().sum()
-    dist.all_reduce(squares)
-    return count, mean, squares / max(1, count - 1)
-
-
-def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
-    """``1 - Var(returns - values) / Var(returns)``: 1 is a perfect critic, 0 a constant one. NaN if returns are equal.
-
-    Shapes: any, equal. Returns a scalar.
-    """
-    check_same_shape(values=values, returns=returns)
-    variance = returns.var(correction=0)
-    unexplained = (returns - values).var(correction=0)
-    return torch.where(variance > 0, 1 - unexplained / variance, torch.full_like(variance, torch.nan))

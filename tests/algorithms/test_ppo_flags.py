@@ -5,9 +5,11 @@ import functools
 import pytest
 import torch
 from gymnasium import spaces
+from lightning.pytorch.strategies import DDPStrategy
 
 from ppo_lightning import PPO, ConfigurationError, TrainingError
-from tests.runs import Recorder, equal, fit, make_data, make_ppo, weights
+from ppo_lightning.algorithms.ranks import allow_unused_parameters
+from tests.runs import Recorder, equal, fit, make_data, make_ppo, make_trainer, weights
 
 
 @pytest.mark.parametrize(
@@ -172,3 +174,23 @@ def test_reduce_on_plateau_is_refused():
     ppo = make_ppo(scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
     with pytest.raises(ConfigurationError, match="ReduceLROnPlateau"):
         fit(ppo)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", DDPStrategy(), DDPStrategy(find_unused_parameters=True)])
+def test_critic_pretraining_lets_ddp_leave_parameters_out(strategy):
+    trainer = make_trainer(strategy=strategy, devices=2)
+    ppo = make_ppo(critic_pretrain_steps=8)
+    assert ppo.has_unused_parameters
+    allow_unused_parameters(trainer)
+    assert trainer.strategy._ddp_kwargs["find_unused_parameters"] is True
+    assert not make_ppo().has_unused_parameters  # the search costs time in every minibatch
+
+
+def test_a_strategy_that_waits_for_every_gradient_contradicts_critic_pretraining():
+    trainer = make_trainer(strategy="ddp_find_unused_parameters_false", devices=2)
+    with pytest.raises(ConfigurationError, match=r"find_unused_parameters=false .*use --trainer.strategy=ddp\."):
+        allow_unused_parameters(trainer)
+
+
+def test_other_strategies_are_left_as_they_are():
+    allow_unused_parameters(make_trainer())

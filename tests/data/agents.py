@@ -46,6 +46,9 @@ class ScriptedAgent:
         assert self.is_collecting
         return state_of(obs) @ torch.tensor([100.0, 10.0, 1.0])
 
+    def start_update(self, batch, minibatches):
+        self.minibatches = minibatches
+
     def prepare(self, rollout):
         flat = rollout.flatten()
         return PPOBatch(

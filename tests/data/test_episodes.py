@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from ppo_lightning.data.episodes import RECENT_EPISODES, Episode, EpisodeStatistics
 from ppo_lightning.envs.base import StepResult
@@ -65,3 +66,27 @@ def test_recent_returns_are_bounded():
     for number in range(RECENT_EPISODES):
         statistics.add(step([number, number], ended=(1, 1)))
     assert list(statistics.recent_returns) == [i // 2 for i in range(RECENT_EPISODES, 2 * RECENT_EPISODES)]
+
+
+def test_the_numbers_of_two_ranks_are_those_of_all_episodes_together():
+    ranks = [EpisodeStatistics(2), EpisodeStatistics(2)]
+    ranks[0].add(step([1, 2], ended=(1, 1), base=[3, 3]))
+    ranks[1].add(step([6, 0], ended=(1, 0), base=[9, 0]))
+    together = EpisodeStatistics(2)
+    together.finished = ranks[0].finished + ranks[1].finished
+    assert over_ranks(ranks) == [pytest.approx(together.metrics(), rel=1e-12)] * 2
+
+
+@pytest.mark.parametrize("idle", [0, 1])
+def test_a_rank_without_finished_episodes_takes_no_part_in_the_means(idle):
+    ranks = [EpisodeStatistics(2), EpisodeStatistics(2)]
+    ranks[1 - idle].add(step([1, 4], ended=(1, 1)))
+    assert over_ranks(ranks) == [ranks[1 - idle].metrics()] * 2
+    assert over_ranks([EpisodeStatistics(2), EpisodeStatistics(2)]) == [{"rollout/episodes": 0}] * 2
+
+
+def over_ranks(ranks):
+    sent = []
+    for rank in ranks:
+        rank.metrics(lambda own: sent.append(own) or own[None])
+    return [rank.metrics(lambda own: torch.stack(sent)) for rank in ranks]

@@ -1,15 +1,17 @@
-import multiprocessing
-
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from ppo_lightning.functional import explained_variance, generalized_advantage_estimation, normalize_advantages
+from ppo_lightning.functional import (
+    generalized_advantage_estimation,
+    moments_of,
+    normalize_advantages,
+    pool_moments,
+)
 
 
 def columns(*rows):
@@ -173,46 +175,10 @@ def test_advantages_without_spread_become_zero(advantages):
     assert normalize_advantages(torch.tensor(advantages)).tolist() == [0.0] * len(advantages)
 
 
-def _normalize_on_rank(rank, parts, path, results):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=len(parts))
-    results.put((rank, normalize_advantages(torch.tensor(parts[rank], dtype=torch.float64)).tolist()))
-    dist.destroy_process_group()
-
-
-def test_two_ranks_normalize_by_their_common_mean_and_std(tmp_path):
-    parts = [[1.0, 2.0, 6.0], [-4.0, 0.5, 3.0, 10.0, 7.0]]
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    ranks = [
-        context.Process(target=_normalize_on_rank, args=(rank, parts, tmp_path / "store", results)) for rank in (0, 1)
-    ]
-    for process in ranks:
-        process.start()
-    by_rank = dict(results.get(timeout=60) for _ in ranks)
-    for process in ranks:
-        process.join()
-    together = normalize_advantages(torch.tensor(parts[0] + parts[1], dtype=torch.float64))
-    assert by_rank[0] + by_rank[1] == pytest.approx(together.tolist(), rel=1e-12)
-
-
-def test_explained_variance_matches_numbers_computed_by_hand():
-    returns = torch.tensor([1.0, 2.0, 3.0, 4.0])  # variance 1.25
-    assert explained_variance(returns, returns).item() == 1.0
-    assert explained_variance(torch.full((4,), 7.0), returns).item() == 0.0
-    # errors -1, 1, -1, 1 have variance 1: 1 - 1/1.25
-    assert explained_variance(torch.tensor([2.0, 1.0, 4.0, 3.0]), returns).item() == pytest.approx(0.2, abs=1e-6)
-
-
-def test_explained_variance_ignores_a_constant_offset():
-    returns = torch.tensor([1.0, 2.0, 3.0])
-    assert explained_variance(returns + 5, returns).item() == 1.0
-
-
-def test_explained_variance_of_equal_returns_is_nan():
-    assert explained_variance(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 3.0])).isnan()
-
-
-def test_explained_variance_refuses_unequal_shapes():
-    with pytest.raises(ValueError, match=r"returns has shape \(3, 1\) and values \(3,\)"):
-        explained_variance(torch.zeros(3), torch.zeros(3, 1))
+def test_a_part_is_normalized_by_the_moments_of_the_whole():
+    parts = [torch.tensor(part, dtype=torch.float64) for part in ([1.0, 2.0, 6.0], [-4.0, 0.5, 3.0, 10.0, 7.0])]
+    moments = pool_moments(torch.stack([moments_of(part) for part in parts]))
+    together = normalize_advantages(torch.cat(parts))
+    apart = torch.cat([normalize_advantages(part, moments) for part in parts])
+    torch.testing.assert_close(apart, together, rtol=1e-12, atol=0)
+    assert normalize_advantages(parts[0].float(), moments).dtype == torch.float32

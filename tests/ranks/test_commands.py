@@ -1,9 +1,6 @@
 """Two processes on the CPU share one run."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from unittest import mock
 
@@ -11,9 +8,9 @@ import pytest
 from lightning.pytorch import Callback
 
 from ppo_lightning.callbacks import checkpoint
-from tests.commands import LAST, REPOSITORY, RUN, WALK, counters, logged, rows, run
+from tests.commands import LAST, RUN, WALK, counters, logged, rows, run
+from tests.ranks.processes import TWO_RANKS, process
 
-TWO_RANKS = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
 SPLITS = '--evaluation.splits={"val": {}, "nil": {"wrappers": [{"class_path": "tests.test_resume.Negative"}]}}'
 
 
@@ -25,22 +22,6 @@ class LateClock(Callback):
             now = time.monotonic()
             checkpoint.time = mock.Mock(monotonic=lambda: now)
         checkpoint._SECONDS_BETWEEN_SAVES = 1e-3  # on the first rank every iteration
-
-
-def process(*args, timeout=30):
-    """Standard output of a command in processes of its own; one that hangs is killed with all of its ranks."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ppo_lightning", *map(str, args)]
-    started = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        out, err = started.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(started.pid, 9)
-        raise
-    assert started.returncode == 0, err
-    return out
 
 
 @pytest.mark.parametrize("num_episodes", [1, 7])
@@ -56,7 +37,7 @@ def test_two_ranks_evaluate_the_episodes_of_one(num_episodes):
 
 def test_two_ranks_train_with_two_splits_and_log_once():
     """And save together, though their clocks differ: ``last.ckpt`` is due by the clock, and saving waits for all."""
-    clock = "--trainer.callbacks=tests.test_ranks.LateClock"
+    clock = "--trainer.callbacks=tests.ranks.test_commands.LateClock"
     out = process("fit", *WALK, *TWO_RANKS, SPLITS, clock, "--data.total_timesteps=512", "--json")
     metrics = json.loads(out)["metrics"]
     assert counters(LAST) == {"env_steps": 512, "iteration": 4}

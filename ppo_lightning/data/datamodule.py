@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ppo_lightning.core.errors import ConfigurationError, NothingLeftError, check_range
+from ppo_lightning.core.errors import ConfigurationError, NothingLeftError, NotRestorableError, check_range
 from ppo_lightning.core.ranks import gather_over_ranks
 from ppo_lightning.data.collect import Collector
 from ppo_lightning.data.dataset import RolloutDataset
@@ -290,11 +290,15 @@ class RolloutDataModule(LightningDataModule):
         if not self._is_resumed or self._collector is None:
             return
         self._is_resumed = False
-        reason = why_fresh(self._running, self.env, self.num_envs, self.world_size)
+        sizes = self.num_envs, self._shares_of_a_rank(), self.world_size
+        reason = why_fresh(self._running, self.env, *sizes)
+        if not reason and self._running is not None:
+            try:
+                self._collector.load_state_dict(self._running["ranks"][self.trainer.global_rank], device)
+            except NotRestorableError as error:  # in another version of the simulator, say
+                reason = str(error)
         if reason:
             rank_zero_warn(f"The simulators start fresh episodes, from new seeds: {reason}.")
-        elif self._running is not None:
-            self._collector.load_state_dict(self._running["ranks"][self.trainer.global_rank], device)
 
     def _shares_of_a_rank(self, has_memory: bool = False) -> int:
         sizes = self.num_envs, self.num_steps, self.num_minibatches
@@ -332,7 +336,8 @@ class RolloutDataModule(LightningDataModule):
         Environments only change while a rollout is played: they are gathered once an iteration, by whoever asks first.
         """
         if self._collector is not None and self._collector.is_open and self._gathered_at != self.iteration:
-            self._running = gather_running(self.env, self.num_envs, self._collector.state_dict(), self.world_size)
+            sizes = self.num_envs, self._shares_of_a_rank()
+            self._running = gather_running(self.env, *sizes, self._collector.state_dict(), self.world_size)
             self._gathered_at = self.iteration
         return {"env_steps": self.env_steps, "iteration": self.iteration, "running": self._running}
 

@@ -15,24 +15,30 @@ RankState = dict[str, Any]
 class RunningEnvironments(TypedDict):
     """Of all ranks.
 
-    ``settings`` are those of the environment's factory, in words; ``ranks`` has a state for each rank, in order.
+    ``settings`` are those of the environment's factory, in words; ``num_envs`` and ``shares`` those of each rank;
+    ``ranks`` has a state for each rank, in order.
     """
 
     settings: dict[str, str]
     num_envs: int
+    shares: int
     ranks: list[RankState]
 
 
-def gather_running(factory: EnvFactory, num_envs: int, state: RankState, world_size: int) -> RunningEnvironments:
+def gather_running(
+    factory: EnvFactory, num_envs: int, shares: int, state: RankState, world_size: int
+) -> RunningEnvironments:
     """The states of all ranks, on rank 0; a collective where there are several."""
     ranks: list[Any] = [state]
     if world_size > 1:
         ranks = [None] * world_size
         dist.gather_object(state, ranks if dist.get_rank() == 0 else None, dst=0)
-    return RunningEnvironments(settings=describe_settings(factory), num_envs=num_envs, ranks=ranks)
+    return RunningEnvironments(settings=describe_settings(factory), num_envs=num_envs, shares=shares, ranks=ranks)
 
 
-def why_fresh(saved: RunningEnvironments | None, factory: EnvFactory, num_envs: int, world_size: int) -> str:
+def why_fresh(
+    saved: RunningEnvironments | None, factory: EnvFactory, num_envs: int, shares: int, world_size: int
+) -> str:
     """Why this run can't take up these environments, in words; empty if it can."""
     if saved is None:
         return "the checkpoint was saved without them"
@@ -45,6 +51,8 @@ def why_fresh(saved: RunningEnvironments | None, factory: EnvFactory, num_envs: 
             f"the checkpoint has {_counted(len(ranks), 'rank')} of {_counted(saved['num_envs'], 'environment')}, and "
             f"this run {_counted(world_size, 'rank')} of {num_envs}"
         )
+    if saved["shares"] != shares:
+        return "--data.minibatch_shares is another than the checkpoint's"
     return next((state["not_restorable"] for state in ranks if state.get("not_restorable")), "")
 
 

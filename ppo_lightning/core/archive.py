@@ -18,6 +18,7 @@ _END, _END_LENGTH = b"PK\5\6", 22  # a zip's last record, whose last two bytes a
 _MARK = b"ppo-lightning sha256 "
 _SEAL_LENGTH = len(_MARK) + 64
 _CHUNK = 1 << 20
+_IS_FOLDER = 0x10  # among a record's attributes: torch.load leaves the memory for it as it was
 _OPCODES = (  # those that torch.load knows with weights_only=True; the standard library's would do more
     *("GLOBAL", "NEWOBJ", "REDUCE", "BUILD", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "MARK", "TUPLE", "TUPLE1"),
     *("TUPLE2", "TUPLE3", "NONE", "NEWFALSE", "NEWTRUE", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"),
@@ -106,7 +107,9 @@ def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     roots = {info.filename.partition("/")[0] for info in infos}
     records = {info.filename.partition("/")[2]: info for info in infos}
     stored = all(info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size for info in infos)
-    if len(roots) != 1 or len(records) != len(infos) or not stored or sum(info.file_size for info in infos) > size:
+    has_folder = any(info.is_dir() or info.external_attr & _IS_FOLDER for info in infos)
+    is_plain = stored and not has_folder and sum(info.file_size for info in infos) <= size
+    if len(roots) != 1 or len(records) != len(infos) or not is_plain:
         raise DamagedError("its table of contents is not one that torch.save writes")
     return records
 

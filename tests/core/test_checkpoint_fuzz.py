@@ -135,6 +135,18 @@ def test_every_byte_of_a_digest_and_every_byte_of_a_tensor_counts(tmp_path, vers
             read_checkpoint(path)
 
 
+def test_a_record_that_calls_itself_a_folder_is_refused(tmp_path):
+    """One bit of its attributes: torch.load would take what the memory held before for the tensor."""
+    whole, place = bytearray(FORMAT_1.read_bytes()), 0
+    for _ in range(whole.count(b"PK\1\2")):
+        place = whole.index(b"PK\1\2", place + 1)
+        whole[place + 38] ^= 0x10
+        (tmp_path / "a.ckpt").write_bytes(whole)
+        with pytest.raises(ConfigurationError, match="table of contents"):
+            read_checkpoint(tmp_path / "a.ckpt")
+        whole[place + 38] ^= 0x10
+
+
 def is_equal(first, second):
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)

@@ -11,8 +11,8 @@ import pytest
 
 from tests.commands import LAST, REPOSITORY, RUN, WALK, command, load, logged, rows, run, sentence_of
 from tests.faults import SimulatorError
+from tests.ranks.processes import TWO_RANKS, process
 from tests.runs import Recorder, equal, fit, make_data, weights
-from tests.test_ranks import TWO_RANKS, process
 
 FAULTY = ["--data.env.id=tests.faults:FaultyWalk-v0"]
 ASYNC = "--data.env.vectorization=async"

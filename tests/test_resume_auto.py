@@ -25,7 +25,7 @@ from tests.commands import (
     same,
     sentence_of,
 )
-from tests.test_ranks import TWO_RANKS, process
+from tests.ranks.processes import TWO_RANKS, process
 
 LONGER = "--data.total_timesteps=192"
 FORMAT_1 = REPOSITORY / "tests/files/format_1.ckpt"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union
 
@@ -47,54 +48,79 @@ class AppendingCSVLogger(CSVLogger):
 
 
 class _AppendingWriter(ExperimentWriter):
+    """A kill at any moment leaves whole rows, but for the one that is being written, which the next start drops."""
+
     def __init__(self, log_dir: str, resume_step: int | None) -> None:
         self._resume_step = resume_step
         self._last: dict[str, Any] | None = None  # the row that was written last
+        self._last_at = 0  # where it begins in the file
         super().__init__(log_dir)
 
     def save(self) -> None:
         """Append; what is logged at the step of the last row joins that row, so that an iteration is one."""
         if not self.metrics:
             return
-        rows: list[dict[str, Any]] = []
-        if self._last is not None and self._last["step"] == self.metrics[0]["step"]:
-            rows.append(self._last)
-            _truncate_last_line(Path(self.metrics_file_path))
+        is_joining = self._last is not None and self._last["step"] == self.metrics[0]["step"]
+        rows: list[dict[str, Any]] = [self._last] if is_joining and self._last is not None else []
         for metrics in self.metrics:
             if rows and rows[-1]["step"] == metrics["step"]:
                 rows[-1] = {**rows[-1], **metrics}
             else:
                 rows.append(metrics)
         self.metrics = rows
-        super().save()
-        self._last = rows[-1]
+        path = Path(self.metrics_file_path)
+        if self._record_new_keys() or not path.is_file():
+            before = _whole_rows(path)
+            self._rewrite([*(before[:-1] if is_joining else before), *rows])
+        else:
+            self._write_at(self._last_at if is_joining else path.stat().st_size, rows)
+        self._last, self.metrics = rows[-1], []
+
+    def _write_at(self, place: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write from there on, in one go; what stood there is shorter, for rows only grow."""
+        with Path(self.metrics_file_path).open("r+b", buffering=0) as file:
+            file.seek(place)
+            file.write(self._text(rows))
+            file.truncate()
+        self._last_at = place + len(self._text(rows[:-1]))
+
+    def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the whole file anew, beside the old one until it is there."""
+        path = Path(self.metrics_file_path)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            part.write_bytes(self._text(rows, has_header=True))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        self._last_at = len(self._text(rows[:-1], has_header=True))
+
+    def _text(self, rows: Sequence[Mapping[str, Any]], has_header: bool = False) -> bytes:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=self.metrics_keys)
+        if has_header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().encode()
 
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
         if not path.is_file():
             return
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if self._resume_step is None or int(row["step"]) <= self._resume_step]
-            self.metrics_keys = list(reader.fieldnames or [])
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(rows)
+        before = _whole_rows(path)
+        rows = [row for row in before if self._resume_step is None or int(row["step"]) <= self._resume_step]
+        self.metrics_keys = list(before[0]) if before else []
+        self._rewrite(rows)
         if rows:
             self._last = {**rows[-1], "step": int(rows[-1]["step"])}
 
 
-def _truncate_last_line(path: Path) -> None:
-    with path.open("r+b") as file:
-        content_end = file.seek(0, os.SEEK_END)
-        position = content_end - 1  # before the last newline
-        while position > 0:
-            file.seek(position - 1)
-            if file.read(1) == b"\n":
-                break
-            position -= 1
-        file.truncate(position)
+def _whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, without one that a kill left unfinished."""
+    if not path.is_file():
+        return []
+    content = path.read_bytes()
+    return list(csv.DictReader(io.StringIO(content[: content.rfind(b"\n") + 1].decode(), newline="")))
 
 
 def run_loggers(

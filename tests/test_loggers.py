@@ -186,3 +186,46 @@ def test_other_ranks_take_the_folder_of_the_first(monkeypatch):
 def test_a_run_that_is_refused_leaves_no_folder(flag):
     assert command("fit", *WALK, *shlex.split(flag)).code == 2
     assert not list(Path().glob("lightning_logs/*"))
+
+
+def test_a_row_that_a_kill_left_unfinished_is_dropped():
+    first = run_loggers(".")[1]
+    for step in (1, 2, 3):
+        first.log_metrics({"train/loss": step / 4, "train/entropy": 0.5}, step=step)
+    path = Path("lightning_logs/version_0/metrics.csv")
+    path.write_bytes(path.read_bytes()[:-4])
+    again = run_loggers(".", 0, resume_step=3)[1]
+    again.log_metrics({"train/loss": 7.0}, step=3)
+    assert [(row["step"], row["train/loss"]) for row in csv_rows(RUN)] == [("1", "0.25"), ("2", "0.5"), ("3", "7.0")]
+
+
+@pytest.mark.parametrize("metrics", [{"train/loss": 0.5, "train/new": 1.0}, {"train/loss": 0.5}])
+def test_a_full_disk_leaves_the_rows_that_are_there(monkeypatch, metrics):
+    logger = run_loggers(".")[1]
+    logger.log_metrics({"train/loss": 0.25}, step=1)
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", fail)
+        patch.setattr(Path, "open", fail)
+        with pytest.raises(OSError, match="No space"):
+            logger.log_metrics(metrics, step=2)
+    assert csv_rows(Path(logger.log_dir)) == [{"step": "1", "train/loss": "0.25"}]
+    assert not list(Path(logger.log_dir).glob(".*"))
+
+
+def test_what_joins_the_last_row_after_a_resume_replaces_it():
+    logger = run_loggers(".")[1]
+    logger.log_metrics({"train/loss": 0.25, "eval/return_mean": 1.0}, step=1)
+    logger.log_metrics({"train/loss": 0.5, "eval/return_mean": 123456.0}, step=2)
+    again = run_loggers(".", 0, resume_step=2)[1]
+    again.log_metrics({"eval/return_mean": 2.0}, step=2)
+    again.log_metrics({"train/loss": 0.75}, step=3)
+    again.log_metrics({"eval/return_mean": 4.0}, step=3)
+    assert csv_rows(RUN) == [
+        {"step": "1", "train/loss": "0.25", "eval/return_mean": "1.0"},
+        {"step": "2", "train/loss": "0.5", "eval/return_mean": "2.0"},
+        {"step": "3", "train/loss": "0.75", "eval/return_mean": "4.0"},
+    ]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
+import io
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Union, cast
+from typing import Any, Optional, Union, cast
 
 import torch
 from gymnasium import spaces
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.saving import _load_from_checkpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -392,6 +395,29 @@ class OnPolicyModule(LightningModule):
         self._resumed_optimizer = checkpoint.get("optimizer_class")
         self._seconds = checkpoint.get("train_seconds", 0.0)
         check_same_network(self.state_dict(), checkpoint["state_dict"], "--ckpt_path")
+
+    @_restricted_classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,  # noqa: N805
+        checkpoint_path: Union[str, Path],
+        map_location: Any = None,
+        hparams_file: Optional[str] = None,
+        strict: Optional[bool] = None,
+        weights_only: Optional[bool] = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The trained module; arguments given in ``kwargs`` win over those of the checkpoint.
+
+        The file is read as everywhere (``core.checkpoint.read_checkpoint``): only tensors and plain containers, and
+        only classes of networks, optimisers and schedulers are made from it.
+
+        Raises:
+            ConfigurationError: it is missing, damaged, or not of this package.
+        """
+        content = io.BytesIO()
+        torch.save(read_checkpoint(checkpoint_path, "checkpoint_path"), content)
+        content.seek(0)
+        return _load_from_checkpoint(cls, content, map_location, hparams_file, strict, True, **kwargs)
 
     def init_from(self, path: Union[str, Path]) -> None:
         """Start from the network weights of a checkpoint; optimiser, schedules and counters begin anew."""

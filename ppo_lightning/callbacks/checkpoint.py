@@ -41,7 +41,7 @@ class RunCheckpoint(Checkpoint):
         self._snapshot: Snapshot | None = None
         self._written: Snapshot | None = None
         self._written_at = 0.0
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()  # a signal may come while its own thread writes
         self._saw_evaluation = False
 
     # -- Lightning's hooks

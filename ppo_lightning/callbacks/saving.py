@@ -54,8 +54,8 @@ def report_failed_save(path: Path, reason: str, is_last_chance: bool = False) ->
             "folder writable or free some space, then continue from the checkpoint before with --resume=auto."
         )
     rank_zero_warn(
-        f"The checkpoint {path} cannot be written ({reason}): training goes on, and the next save tries again; the "
-        "file before it, if there is one, stays."
+        f"The checkpoint {path} cannot be written ({reason}): the file before it, if there is one, stays, and the next "
+        "save tries again."
     )
 
 

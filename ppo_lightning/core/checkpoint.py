@@ -60,6 +60,8 @@ def read_checkpoint(path: Union[str, Path], flag: str = "ckpt_path") -> dict[str
                 "the run."
             ) from error
     _check_content(checkpoint, path, flag)
+    # a function that Lightning would import and call, whatever the file names
+    checkpoint.get("hyper_parameters", {}).pop("_instantiator", None)
     return checkpoint
 
 

@@ -6,21 +6,30 @@ A checkpoint holds its network in this form, so a trained agent comes back witho
 from __future__ import annotations
 
 import functools
+import pkgutil
 from collections.abc import Mapping
 from typing import Any, get_args
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from torch import nn
 
 from ppo_lightning.core.errors import ConfigurationError
+
+_PARTS = nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler
 
 
 def build_from_config(part_type: Any, config: Mapping[str, Any], flag: str) -> Any:
     """Turn a configuration into what an argument annotated ``part_type`` would receive from the command line.
 
+    A configuration may come from a stranger's checkpoint: only classes of networks, optimisers and schedulers are made,
+    and no function is called.
+
     Raises:
-        ConfigurationError: the class cannot be imported or its arguments do not fit; named by ``flag``.
+        ConfigurationError: the class cannot be imported, is of another kind or its arguments do not fit; named by
+            ``flag``.
     """
+    _refuse_strangers(config, flag)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--part", type=part_type)
     try:
@@ -34,6 +43,28 @@ def build_from_config(part_type: Any, config: Mapping[str, Any], flag: str) -> A
             f"{flag}: {config.get('class_path')} cannot be built from its configuration ({reason}); is the package "
             "that defines it importable here, in the version that wrote the configuration?"
         ) from error
+
+
+def _refuse_strangers(config: Any, flag: str) -> None:
+    if isinstance(config, (list, tuple)):
+        for item in config:
+            _refuse_strangers(item, flag)
+    if not isinstance(config, Mapping):
+        return
+    for item in config.values():
+        _refuse_strangers(item, flag)
+    path = config.get("class_path")
+    if path is None:
+        return
+    try:
+        named = pkgutil.resolve_name(str(path))
+    except (ImportError, AttributeError, ValueError):
+        return  # the parser says what is wrong with it, or knows a short name of the right kind
+    if not (isinstance(named, type) and issubclass(named, _PARTS)):
+        raise ConfigurationError(
+            f"{flag}: {path} is not a class of networks, optimisers or schedulers, and nothing else is made from a "
+            "checkpoint: pass the part in Python, or name it by its flag."
+        )
 
 
 def accept_value(value_type: Any, value: Any, flag: str) -> Any:

@@ -1,14 +1,17 @@
 import functools
 import io
+from pathlib import Path
 
 import pytest
 import torch
 from gymnasium import spaces
 
+from ppo_lightning import PPO
 from ppo_lightning.core.checkpoint import NetworkBuilder
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.instantiate import build_from_config, describe
 from ppo_lightning.models import ActorCritic, ImpalaPPOModel, MLPEncoder
+from tests.runs import make_data, make_ppo, make_trainer
 
 SPACES = spaces.Dict(shown=spaces.Box(-1, 1, (2,)), hidden=spaces.Box(-1, 1, (3,))), spaces.Discrete(4)
 NESTED = functools.partial(
@@ -92,3 +95,44 @@ def test_what_cannot_be_built_is_named_with_its_flag(config):
         build_from_config(NetworkBuilder, config, "model.network")(*SPACES)
     assert str(raised.value).startswith(f"model.network: {config['class_path']} cannot be built")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"class_path": "os.system", "init_args": {"command": "touch run_by_the_checkpoint"}},
+        {"class_path": "subprocess.call", "init_args": {"args": ["touch", "run_by_the_checkpoint"]}},
+        {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "run_by_the_checkpoint"]}},
+        {
+            "class_path": "ppo_lightning.ActorCritic",
+            "init_args": {"encoder": {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "x"]}}},
+        },
+    ],
+)
+def test_a_strangers_checkpoint_makes_nothing_but_networks(tmp_path, monkeypatch, config):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"is not a class of networks, optimisers or schedulers"):
+        build_from_config(NetworkBuilder, config, "model.network")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("part", ["network", "optimizer", "scheduler", "_instantiator"])
+def test_a_strangers_checkpoint_runs_nothing_when_it_is_loaded(tmp_path, monkeypatch, part):
+    monkeypatch.chdir(tmp_path)
+    trainer = make_trainer(enable_checkpointing=True, max_epochs=1)
+    trainer.fit(make_ppo(), make_data())
+    trainer.save_checkpoint("good.ckpt")
+    checkpoint = torch.load("good.ckpt", weights_only=True)
+    evil = {"class_path": "os.system", "init_args": {"command": "touch run_by_the_checkpoint"}}
+    checkpoint["hyper_parameters"][part] = "tests.core.test_instantiate.run_something" if part[0] == "_" else evil
+    torch.save(checkpoint, "evil.ckpt")
+    if part == "_instantiator":
+        assert PPO.load_from_checkpoint("evil.ckpt").gamma == 0.9
+    else:
+        with pytest.raises(ConfigurationError, match=r"os.system is not a class"):
+            PPO.load_from_checkpoint("evil.ckpt")
+    assert not Path("run_by_the_checkpoint").exists()
+
+
+def run_something(*args, **kwargs):
+    Path("run_by_the_checkpoint").touch()

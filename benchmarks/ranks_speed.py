@@ -3,7 +3,7 @@
     python benchmarks/ranks_speed.py [--rounds 5] [--tasks cartpole coinrun]
 
 CartPole: 64 environments × 256 steps a rank, 4 epochs × 4 minibatches of 4096, MLP 2×64. Coinrun: the numbers of
-configs/procgen_coinrun.yaml (64 × 256, 3 × 8 minibatches of 2048, IMPALA CNN, bf16-mixed). Without evaluation, loggers
+configs/procgen_coinrun.yaml with shorter rollouts (64 × 64, 3 × 8 minibatches of 512, IMPALA CNN, bf16-mixed). Without evaluation, loggers
 and checkpoints; a speed is the median of the iterations' own (``time/sps``) without the first, so that starting
 processes does not count. Each round trains both, one after the other; the ratio is taken round by round. Two ranks play
 twice as many steps, so perfect scaling is a ratio of 2.
@@ -35,11 +35,11 @@ def cartpole() -> tuple[Any, Any, dict[str, Any]]:
 
 
 def coinrun() -> tuple[Any, Any, dict[str, Any]]:
-    """Agent, data and precision of configs/procgen_coinrun.yaml, with one simulator thread a rank."""
+    """Agent, data and precision as in configs/procgen_coinrun.yaml, with one simulator thread a rank."""
     from ppo_lightning import PPO, ImpalaPPOModel, ProcgenEnv, RolloutDataModule
 
     env = ProcgenEnv("coinrun", distribution_mode="easy", num_levels=200, num_threads=0)
-    sizes = {"num_envs": 64, "num_steps": 256, "num_minibatches": 8, "update_epochs": 3}
+    sizes = {"num_envs": 64, "num_steps": 64, "num_minibatches": 8, "update_epochs": 3}
     data = RolloutDataModule(env, total_timesteps=None, **sizes)
     return PPO(ImpalaPPOModel), data, {"precision": "bf16-mixed"}
 

@@ -1,12 +1,12 @@
 """Steps/s of two ranks with one thread each beside one rank with one thread, in turn, with the same numbers per rank.
 
-    python benchmarks/ranks_speed.py [--rounds 5] [--tasks cartpole coinrun]
+    python benchmarks/ranks_speed.py [--rounds 5] [--tasks cartpole coinrun] [--precision 32-true]
 
 CartPole: 64 environments × 256 steps a rank, 4 epochs × 4 minibatches of 4096, MLP 2×64. Coinrun: the numbers of
-configs/procgen_coinrun.yaml with shorter rollouts (64 × 64, 3 × 8 minibatches of 512, IMPALA CNN, bf16-mixed). Without evaluation, loggers
-and checkpoints; a speed is the median of the iterations' own (``time/sps``) without the first, so that starting
-processes does not count. Each round trains both, one after the other; the ratio is taken round by round. Two ranks play
-twice as many steps, so perfect scaling is a ratio of 2.
+configs/procgen_coinrun.yaml with shorter rollouts (64 × 16, 3 × 8 minibatches of 128, IMPALA CNN, bf16-mixed). Without
+evaluation, loggers and checkpoints; a speed is the median of the iterations' own (``time/sps``) without the first, so
+that starting processes does not count. Each round trains both, one after the other; the ratio is taken round by round.
+Two ranks play twice as many steps, so perfect scaling is a ratio of 2.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def cartpole() -> tuple[Any, Any, dict[str, Any]]:
     return PPO(learning_rate=3e-4, gamma=0.99), RolloutDataModule("CartPole-v1", total_timesteps=None, **sizes), {}
 
 
-def coinrun() -> tuple[Any, Any, dict[str, Any]]:
+def coinrun(precision: str) -> tuple[Any, Any, dict[str, Any]]:
     """Agent, data and precision as in configs/procgen_coinrun.yaml, with one simulator thread a rank."""
     from ppo_lightning import PPO, ImpalaPPOModel, ProcgenEnv, RolloutDataModule
 
     env = ProcgenEnv("coinrun", distribution_mode="easy", num_levels=200, num_threads=0)
-    sizes = {"num_envs": 64, "num_steps": 64, "num_minibatches": 8, "update_epochs": 3}
+    sizes = {"num_envs": 64, "num_steps": 16, "num_minibatches": 8, "update_epochs": 3}
     data = RolloutDataModule(env, total_timesteps=None, **sizes)
-    return PPO(ImpalaPPOModel), data, {"precision": "bf16-mixed"}
+    return PPO(ImpalaPPOModel), data, {"precision": precision}
 
 
-def train(task: str, ranks: int, out: Path) -> None:
+def train(task: str, ranks: int, precision: str, out: Path) -> None:
     """One run in this process (and those that Lightning starts beside it); writes the iterations' steps/s."""
     import torch
     from lightning.pytorch import Callback, Trainer, seed_everything
@@ -60,7 +60,7 @@ def train(task: str, ranks: int, out: Path) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     seed_everything(1, verbose=False)
-    agent, data, settings = {"cartpole": cartpole, "coinrun": coinrun}[task]()
+    agent, data, settings = cartpole() if task == "cartpole" else coinrun(precision)
     trainer = Trainer(
         max_epochs=ITERATIONS[task],
         accelerator="cpu",
@@ -79,11 +79,12 @@ def train(task: str, ranks: int, out: Path) -> None:
         out.write_text(json.dumps(speeds.seen))
 
 
-def speed(task: str, ranks: int) -> float:
+def speed(task: str, ranks: int, precision: str) -> float:
     """Steps/s over all ranks, of a run in processes of its own."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "speeds.json"
-        command = [sys.executable, __file__, "--task", task, "--ranks", str(ranks), "--out", str(out)]
+        command = [sys.executable, __file__, "--task", task, "--ranks", str(ranks), "--precision", precision]
+        command += ["--out", str(out)]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
         return statistics.median(json.loads(out.read_text())[1:])
 
@@ -93,15 +94,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tasks", nargs="+", choices=list(ITERATIONS), default=list(ITERATIONS))
+    parser.add_argument("--precision", default="bf16-mixed", help="of coinrun; 32-true on a CPU without bfloat16")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     parser.add_argument("--ranks", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.task:
-        train(args.task, args.ranks, args.out)
+        train(args.task, args.ranks, args.precision, args.out)
         return
     for task in args.tasks:
-        rounds = [(speed(task, 1), speed(task, 2)) for _ in range(args.rounds)]
+        rounds = [tuple(speed(task, ranks, args.precision) for ranks in (1, 2)) for _ in range(args.rounds)]
         ratios = sorted(two / one for one, two in rounds)
         print(task)
         for name, column in zip(("one rank", "two ranks"), zip(*rounds)):

@@ -37,6 +37,12 @@ class Target(gymnasium.Env):
     def step(self, action):
         return np.zeros(2, np.float32), -float(((action - 0.5) ** 2).sum()), True, False, {}
 
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        assert not state
+
 
 class Walk(gymnasium.Env):
     """A noisy walk: episodes of 3 to 9 steps, some terminated, some truncated; rewards depend on the action."""
@@ -57,6 +63,12 @@ class Walk(gymnasium.Env):
         truncated = ended and self.length % 2 == 0
         obs = self.position.astype(np.float32)
         return obs, float(self.position[0]), ended and not truncated, truncated, {}
+
+    def state_dict(self):
+        return {name: vars(self)[name] for name in ("position", "steps", "length")}
+
+    def load_state_dict(self, state):
+        vars(self).update(state)
 
 
 class Broken(Walk):

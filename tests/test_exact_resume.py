@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,23 @@ import torch
 from gymnasium import spaces
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from lightning.pytorch import Callback
 from torch import nn
 
-from benchmarks.kill_loop import WALL_CLOCK, differences
-from ppo_lightning import BestCheckpoint, Evaluation, GymnasiumEnv, RunCheckpoint, TrainingSummary, run_loggers
-from tests.commands import load, rows
-from tests.runs import SMALL_NETWORK, fit, make_data, make_ppo
-from tests.stateful import SIMULATORS
+import ppo_lightning
+from benchmarks.kill_loop import WALL_CLOCK, compare, differences
+from ppo_lightning import (
+    BestCheckpoint,
+    Evaluation,
+    EvaluationEarlyStopping,
+    GymnasiumEnv,
+    RunCheckpoint,
+    TrainingSummary,
+    run_loggers,
+)
+from tests.commands import RUN, load, rows, run
+from tests.runs import SMALL_NETWORK, fit, make_data, make_ppo, make_trainer
+from tests.stateful import AGENTS, SIMULATORS, agent_flags
 from tests.test_memory import SmallGRU
 
 ITERATIONS = 6
@@ -34,19 +45,24 @@ class Dropping(nn.Module):
         return self.network(self.dropout(obs))
 
 
-def play(folder, data, ppo, ckpt_path=None, resume_step=None, **trainer):
-    """One run, or its continuation in its folder; every iteration is saved."""
-    callbacks = [
+def make_callbacks():
+    """All that remember something of a run."""
+    return [
         Evaluation(num_episodes=3, every_n_iterations=2, max_num_steps=20),
         TrainingSummary(log_freq=4, verbose=False),
+        EvaluationEarlyStopping(patience=100, verbose=False),
         RunCheckpoint(save_freq=1),
         BestCheckpoint(),
     ]
+
+
+def play(folder, data, ppo, ckpt_path=None, resume_step=None, **trainer):
+    """One run, or its continuation in its folder; every iteration is saved."""
     fit(
         make_ppo(**ppo),
         make_data(**{"env": "CartPole-v1", "iterations": ITERATIONS} | data),
         ckpt_path=ckpt_path,
-        callbacks=callbacks,
+        callbacks=make_callbacks(),
         logger=run_loggers(folder, 0, resume_step),
         enable_checkpointing=True,
         folder=folder,
@@ -172,6 +188,64 @@ class Looking(nn.Module):
         if isinstance(self.space, spaces.Dict):
             obs = torch.cat([obs[key].flatten(1).float() for key in self.space], dim=1)
         return self.network(obs.flatten(1).float())
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_every_agent(name):
+    flags = [*agent_flags(name), "--evaluation.every_n_iterations=4", "--summary.log_freq=3"]
+    run("fit", *flags, "--checkpoint.save_freq=48", "--trainer.default_root_dir=whole")
+    shutil.copytree("whole", "again")
+    run("fit", *flags, f"--ckpt_path={'again' / RUN / 'checkpoints/step_240.ckpt'}", "--trainer.default_root_dir=again")
+    assert compare(Path("whole"), Path("again")) == []
+
+
+def test_every_callback_of_the_package_that_has_state_is_part_of_it():
+    exported = [getattr(ppo_lightning, name) for name in ppo_lightning.__all__]
+    kinds = [kind for kind in exported if isinstance(kind, type) and issubclass(kind, Callback)]
+    stateful = {
+        kind for kind in kinds if any("state_dict" in vars(base) for base in kind.__mro__ if base is not Callback)
+    }
+    assert stateful <= {type(callback) for callback in make_callbacks()}
+
+
+def test_an_environment_that_cannot_be_saved_is_named_once(tmp_path):
+    data = make_data("tests.tasks:Bandit-v0")
+    fit(data=data, callbacks=[RunCheckpoint(1)], enable_checkpointing=True, folder=tmp_path)
+    trainer = make_trainer(tmp_path, enable_checkpointing=True)
+    with pytest.warns(UserWarning, match="start fresh episodes") as caught:
+        trainer.fit(make_ppo(), make_data("tests.tasks:Bandit-v0"), ckpt_path=tmp_path / "checkpoints/step_32.ckpt")
+    (said,) = [str(warning.message) for warning in caught if "fresh episodes" in str(warning.message)]
+    assert said == (
+        "The simulators start fresh episodes, from new seeds: the environment Bandit cannot be saved and restored."
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_envs": 8}, "the checkpoint has 1 rank of 4 environments, and this run 1 rank of 8"),
+        ({"env": GymnasiumEnv("CartPole-v0")}, "--data.env differs from the checkpoint's in id"),
+        ({"minibatch_shares": 2}, "--data.minibatch_shares is another than the checkpoint's"),
+    ],
+)
+def test_what_changes_on_resume_is_told(tmp_path, change, reason):
+    play(tmp_path, {"iterations": 2}, {})
+    last = tmp_path / RUN / "checkpoints/last.ckpt"
+    trainer = make_trainer(tmp_path, enable_checkpointing=True, callbacks=[RunCheckpoint()])
+    data = make_data(**{"env": "CartPole-v1", "iterations": 9} | change)
+    with pytest.warns(UserWarning, match=f"fresh episodes, from new seeds: {reason}[.]"):
+        trainer.fit(make_ppo(), data, ckpt_path=last)
+    assert load(tmp_path / "checkpoints/last.ckpt")["RolloutDataModule"]["iteration"] > 2
+
+
+def test_a_seed_that_changes_on_resume_does_not_touch_what_runs(tmp_path):
+    """Running episodes go on; the actions to come are of the new seed."""
+    play(tmp_path, {"iterations": 2}, {})
+    trainer = make_trainer(tmp_path, enable_checkpointing=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*fresh episodes.*")
+        data = make_data("CartPole-v1", iterations=3, seed=5)
+        trainer.fit(make_ppo(), data, ckpt_path=tmp_path / RUN / "checkpoints/last.ckpt")
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def test_other_ranks_show_nothing(capsys):
 
 def test_an_exception_closes_the_line(capsys):
     bar = EnvStepProgressBar()
-    data = make_data("tests.tasks:Broken-v0")
+    data = make_data("tests.tasks:Broken-v0", max_env_restarts=0)
     data.env.kwargs = {"what": "crash", "after": 10}
     with pytest.raises(RuntimeError, match="crashed"):
         fit(data=data, callbacks=[bar], enable_progress_bar=True)

@@ -34,11 +34,11 @@ def finish(started, timeout=120):
     return started.returncode, out, err
 
 
-def process(*args, timeout=120):
+def process(*args, timeout=120, with_errors=False):
     """Standard output of a command that starts its ranks itself."""
     code, out, err = finish(start("-m", "ppo_lightning", *args), timeout)
     assert code == 0, err
-    return out
+    return out + err if with_errors else out
 
 
 def torchrun(*args, timeout=120):

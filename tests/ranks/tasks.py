@@ -25,6 +25,12 @@ class Hurry(Walk):
         self.length = self.pace * int(self.np_random.integers(1, 4))
         return obs, info
 
+    def state_dict(self):
+        return {**super().state_dict(), "pace": self.pace}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+
 
 class Uneven(Walk):
     """Episodes of one step from an odd seed on; from an even one on one without end."""

@@ -86,7 +86,8 @@ def differences(first: Any, second: Any, place: str = "") -> Iterator[str]:
 
 def without_folder(value: Any) -> Any:
     """The last part of a path; anything else as it is."""
-    return Path(value).name if isinstance(value, str) and value.startswith(os.sep) else value
+    is_path = isinstance(value, str) and (value.startswith(os.sep) or RUN.parts[0] in Path(value).parts)
+    return Path(value).name if is_path else value
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:

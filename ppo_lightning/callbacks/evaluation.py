@@ -83,6 +83,11 @@ class Evaluation(Callback):
         names = EpisodeMetrics.names(_action_id(trainer.lightning_module), datamodule.reports_solved)
         return [_prefix(split) + name for split in self.splits for name in names]
 
+    def metrics_of(self, split: str) -> dict[str, float]:
+        """Those of one split in ``metrics``, without what the logged names begin with."""
+        prefix = _prefix(split)
+        return {name.removeprefix(prefix): value for name, value in self.metrics.items() if name.startswith(prefix)}
+
     def make_factories(self, trainer: Trainer) -> dict[str, EnvFactory]:
         """The environment of every split.
 

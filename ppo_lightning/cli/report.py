@@ -25,7 +25,7 @@ def console(file: TextIO | None = None) -> Console:
 
 def evaluation_table(evaluation: Evaluation, title: str) -> Table:
     """A row a split."""
-    rows = [_cells(split, _of_split(evaluation.metrics, split)) for split in evaluation.splits]
+    rows = [_cells(split, evaluation.metrics_of(split)) for split in evaluation.splits]
     if all(row["base return"] == row["return (mean ± 95 %)"] for row in rows):  # no costs anywhere
         rows = [{name: cell for name, cell in row.items() if name != "base return"} for row in rows]
     table = Table(title=title)
@@ -52,11 +52,6 @@ def recordings_json(recordings: Sequence[Recording], checkpoint: str) -> str:
     """The recorded files."""
     videos = [{**asdict(recording), "path": str(recording.path)} for recording in recordings]
     return json.dumps({"checkpoint": checkpoint, "videos": videos}, indent=2)
-
-
-def _of_split(metrics: Mapping[str, float], split: str) -> dict[str, float]:
-    prefix = f"eval/{split}/" if split else "eval/"
-    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def _cells(split: str, metrics: Mapping[str, float]) -> dict[str, str]:

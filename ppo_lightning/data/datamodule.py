@@ -13,18 +13,19 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ppo_lightning.core.errors import ConfigurationError, NothingLeftError, NotRestorableError, check_range
+from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.ranks import gather_over_ranks
 from ppo_lightning.data.collect import Collector
 from ppo_lightning.data.dataset import RolloutDataset
+from ppo_lightning.data.environments import factory_of_split, make_envs
 from ppo_lightning.data.episodes import EpisodeStatistics
-from ppo_lightning.data.running import RunningEnvironments, gather_running, why_fresh
+from ppo_lightning.data.length import RunLength, TrainerLimits
+from ppo_lightning.data.running import EnvironmentsOfRanks, Layout
 from ppo_lightning.data.seeding import Streams
 from ppo_lightning.data.shares import shares_of_a_rank
 from ppo_lightning.data.trainer_settings import name_of_envs, refuse_meaningless_settings
-from ppo_lightning.envs.base import EnvFactory, VectorEnv, error_of_split
+from ppo_lightning.envs.base import EnvFactory
 from ppo_lightning.envs.gymnasium import GymnasiumEnv
-from ppo_lightning.envs.joined import JoinedVectorEnv
 
 
 class RolloutDataModule(LightningDataModule):
@@ -73,11 +74,7 @@ class RolloutDataModule(LightningDataModule):
         check_range("--data.max_env_restarts", max_env_restarts, 0)
         if minibatch_shares is not None:
             check_range("--data.minibatch_shares", minibatch_shares, 1)
-        if num_envs * num_steps % num_minibatches:
-            raise ConfigurationError(
-                f"--data.num_envs={num_envs} × --data.num_steps={num_steps} = {num_envs * num_steps} transitions "
-                f"cannot be divided into --data.num_minibatches={num_minibatches} equal parts: change one of the three."
-            )
+        shares_of_a_rank(None, 1, num_envs, num_steps, num_minibatches)  # refuses what no run can cut into minibatches
         self.env = GymnasiumEnv(env) if isinstance(env, str) else env
         self.num_envs = num_envs
         self.num_steps = num_steps
@@ -89,13 +86,10 @@ class RolloutDataModule(LightningDataModule):
         self.env_steps = 0
         self.iteration = 0
         self._seed = seed
-        self._max_epochs: int | None = None  # as the user set it
-        self._limits: tuple[int | None, Any] | None = None  # max_epochs and limit_val_batches, as the user set them
+        self._limits: TrainerLimits | None = None  # while it trains
         self._collector: Collector | None = None
-        self._running: RunningEnvironments | None = None  # the environments of all ranks,
-        self._gathered_at = 0  # as they were after this iteration
-        self._is_resumed = False
-        self._check_total(world_size=1)
+        self._environments = EnvironmentsOfRanks()
+        self._length.check()
 
     # -- what others read
 
@@ -128,7 +122,11 @@ class RolloutDataModule(LightningDataModule):
     @property
     def steps_per_iteration(self) -> int:
         """Environment steps of one rollout over all ranks."""
-        return self.num_envs * self.num_steps * self.world_size
+        return self._length.rollout
+
+    @property
+    def _length(self) -> RunLength:
+        return RunLength(self.total_timesteps, self.num_envs, self.num_steps, self.world_size)
 
     @property
     def recent_returns(self) -> list[float]:
@@ -159,20 +157,8 @@ class RolloutDataModule(LightningDataModule):
         rank = self.trainer.global_rank if self.trainer is not None else 0
         if not settings:
             return self.env.of_share(rank)
-        factory = self.env.with_settings(settings, flag)
-        try:
-            probe = factory.make([0])
-        except ConfigurationError as error:
-            raise error_of_split(error, flag) from error
-        probe.close()
-        for name in ("observation_space", "action_space"):
-            own, others = getattr(self, name), getattr(probe, name)
-            if own != others:
-                raise ConfigurationError(
-                    f"{flag}: its environment has the {name.replace('_', ' ')} {others}, but the policy is made for "
-                    f"{own}: a split may change what leaves both spaces as they are."
-                )
-        return factory.of_share(rank)
+        own = {"observation_space": self.observation_space, "action_space": self.action_space}
+        return factory_of_split(self.env, settings, flag, own).of_share(rank)
 
     def eval_streams(self, num_envs: int) -> Streams:
         """The evaluation environments, of ``num_envs`` over all ranks, that fall to this rank; there may be none."""
@@ -192,68 +178,34 @@ class RolloutDataModule(LightningDataModule):
         assert self.trainer is not None
         refuse_meaningless_settings(self.trainer, stage)
         if stage == "fit":
-            self._check_total(self.world_size)
+            self._length.check()
             self._shares_of_a_rank()
             self._start_counters()
-            self._limits = (self.trainer.max_epochs, self.trainer.limit_val_batches)
-            self._max_epochs = self.trainer.max_epochs
-            self._limit_trainer()
-            self.trainer.limit_val_batches = 0  # the Evaluation callback keeps its own times
+            self._limits = TrainerLimits(self.trainer)
+            self._lower_limits()
 
     def _start_counters(self) -> None:
         """With a fresh Trainer anew; a used one goes on with the data that it was used with, or from a checkpoint."""
         assert self.trainer is not None
         epochs = self.trainer.current_epoch
         if not epochs and self._collector is not None:  # used by another Trainer
-            self.iteration = self.env_steps = self._gathered_at = 0
-            self._running = None
+            self.iteration = self.env_steps = 0
+            self._environments = EnvironmentsOfRanks()
         elif epochs and epochs != self.iteration and not self.trainer.ckpt_path:
             raise ConfigurationError(
                 f"This Trainer has trained {epochs} iterations already, and this RolloutDataModule {self.iteration}: "
                 "make a new Trainer for another run."
             )
 
-    def _restore_trainer(self) -> None:
-        """Put back what ``setup`` lowered, so that the Trainer can be used again."""
-        if self.trainer is not None and self._limits is not None:
-            self.trainer.fit_loop.max_epochs, self.trainer.limit_val_batches = self._limits
+    def _lower_limits(self) -> None:
+        assert self._limits is not None
+        minibatches = self.update_epochs * self.num_minibatches
+        self._limits.lower(self._length, self.env_steps, self.iteration, minibatches)
+
+    def _put_limits_back(self) -> None:
+        if self._limits is not None:
+            self._limits.put_back()
         self._limits = None
-
-    def _check_total(self, world_size: int) -> None:
-        rollout = self.num_envs * self.num_steps * world_size
-        if self.total_timesteps is not None and self.total_timesteps < rollout:
-            ranks = f" × {world_size} ranks" if world_size > 1 else ""
-            raise ConfigurationError(
-                f"--data.total_timesteps={self.total_timesteps} is less than one rollout of --data.num_envs="
-                f"{self.num_envs} × --data.num_steps={self.num_steps}{ranks} = {rollout} steps: raise it, or make the "
-                "rollout shorter."
-            )
-
-    def _limit_trainer(self) -> None:
-        assert self.trainer is not None
-        if self.total_timesteps is None:
-            if self._max_epochs in (None, -1) and self.trainer.max_steps == -1:
-                rank_zero_warn(
-                    "--data.total_timesteps=null and --trainer.max_epochs=-1: training goes on until stopped."
-                )
-            return
-        loop, rollout = self.trainer.fit_loop, self.steps_per_iteration
-        epochs = self.iteration + (self.total_timesteps - self.env_steps) // rollout
-        steps_an_epoch = -(-self.update_epochs * self.num_minibatches // self.trainer.accumulate_grad_batches)
-        limits: dict[str, tuple[Any, int]] = {
-            "max_epochs": (self._max_epochs, 1),
-            "max_steps": (self.trainer.max_steps, steps_an_epoch),
-        }
-        for name, (limit, per_epoch) in limits.items():
-            if limit in (None, -1) or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-                continue
-            if limit < epochs * per_epoch:
-                rank_zero_warn(
-                    f"--trainer.{name}={limit} ends training after about {limit * rollout // per_epoch} environment "
-                    f"steps, before --data.total_timesteps={self.total_timesteps}: set it to -1 to train to the end."
-                )
-        own = self._max_epochs
-        loop.max_epochs = epochs if own in (None, -1) else min(own, epochs)
 
     # -- Lightning's hooks
 
@@ -261,18 +213,17 @@ class RolloutDataModule(LightningDataModule):
         """The rollouts of this rank, in this process: the policy that plays is the one that is trained."""
         assert self.trainer is not None
         agent: Any = self.trainer.lightning_module
-        if agent.initial_state(1) is not None and self.num_envs % self.num_minibatches:
-            raise ConfigurationError(
-                f"--data.num_envs={self.num_envs} cannot be divided into --data.num_minibatches="
-                f"{self.num_minibatches}: the minibatches of a network with memory are whole environments."
-            )
         shares = self._shares_of_a_rank(has_memory=agent.initial_state(1) is not None)
         streams = Streams(self.seed, self.trainer.global_rank * self.num_envs, self.num_envs)
         self._close()
-        env = self._make_env(streams, shares)
+        env = make_envs(self.env, self.trainer.global_rank, streams, shares, self.iteration)
         env.allow_restarts(self.max_env_restarts, name_of_envs(self.trainer, "environment"))
         self._collector = Collector(env, self.num_steps)
-        self._restore_environments(agent.device)
+        reason = self._environments.restore(
+            self._collector, self._layout(shares), self.trainer.global_rank, agent.device
+        )
+        if reason:
+            rank_zero_warn(f"The simulators start fresh episodes, from new seeds: {reason}.")
         return RolloutDataset(
             agent=agent,
             collector=self._collector,
@@ -284,35 +235,12 @@ class RolloutDataModule(LightningDataModule):
             num_shares=shares,
         )
 
-    def _restore_environments(self, device: torch.device) -> None:
-        """Take up the environments of the checkpoint that is resumed; where that can't be, say why."""
-        assert self.trainer is not None
-        if not self._is_resumed or self._collector is None:
-            return
-        self._is_resumed = False
-        sizes = self.num_envs, self._shares_of_a_rank(), self.world_size
-        reason = why_fresh(self._running, self.env, *sizes)
-        if not reason and self._running is not None:
-            try:
-                self._collector.load_state_dict(self._running["ranks"][self.trainer.global_rank], device)
-            except NotRestorableError as error:  # in another version of the simulator, say
-                reason = str(error)
-        if reason:
-            rank_zero_warn(f"The simulators start fresh episodes, from new seeds: {reason}.")
-
     def _shares_of_a_rank(self, has_memory: bool = False) -> int:
         sizes = self.num_envs, self.num_steps, self.num_minibatches
         return shares_of_a_rank(self.minibatch_shares, self.world_size, *sizes, has_memory)
 
-    def _make_env(self, streams: Streams, shares: int) -> VectorEnv:
-        """One vector environment; or one a share, since some take one seed for all of their rows."""
-        assert self.trainer is not None
-        first = self.trainer.global_rank * shares
-        parts = [
-            self.env.of_share(first + share).make(own.env_seeds(self.iteration))
-            for share, own in enumerate(streams.split(shares))
-        ]
-        return parts[0] if shares == 1 else JoinedVectorEnv(parts)
+    def _layout(self, shares: int) -> Layout:
+        return Layout(self.env, self.num_envs, shares, self.world_size)
 
     def _count_rollout(self) -> None:
         self.iteration += 1
@@ -331,44 +259,33 @@ class RolloutDataModule(LightningDataModule):
         return range(1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters, of which random streams are functions, and the environments of all ranks.
-
-        Environments only change while a rollout is played: they are gathered once an iteration, by whoever asks first.
-        """
-        if self._collector is not None and self._collector.is_open and self._gathered_at != self.iteration:
-            sizes = self.num_envs, self._shares_of_a_rank()
-            self._running = gather_running(self.env, *sizes, self._collector.state_dict(), self.world_size)
-            self._gathered_at = self.iteration
-        return {"env_steps": self.env_steps, "iteration": self.iteration, "running": self._running}
+        """The counters, of which random streams are functions, and the environments of all ranks."""
+        if self._collector is not None and self._collector.is_open:
+            self._environments.gather(self._collector, self._layout(self._shares_of_a_rank()), self.iteration)
+        return {"env_steps": self.env_steps, "iteration": self.iteration, "running": self._environments.running}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the counters of a checkpoint, and its environments when they are made."""
         self.env_steps = state_dict["env_steps"]
         self.iteration = state_dict["iteration"]
-        self._running = state_dict.get("running")  # format 1 had none
-        self._gathered_at = self.iteration
-        self._is_resumed = True
+        self._environments.load(state_dict.get("running"), self.iteration)  # format 1 had none
         assert self.trainer is not None
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
-        if self.total_timesteps is not None and self.total_timesteps - self.env_steps < self.steps_per_iteration:
-            raise NothingLeftError(
-                f"--data.total_timesteps={self.total_timesteps} leaves nothing to train: the checkpoint of --ckpt_path "
-                f"has {self.env_steps} environment steps; raise it by at least {self.steps_per_iteration}."
-            )
-        self._limit_trainer()
+        self._length.check_left(self.env_steps)
+        self._lower_limits()
 
     def teardown(self, stage: str) -> None:
         """Close the simulators, of which a checkpoint may still be saved."""
         if stage == "fit":
             self.state_dict()
         self._close()
-        self._restore_trainer()
+        self._put_limits_back()
 
     def on_exception(self, exception: BaseException) -> None:
         """Close the simulators, so that no worker process outlives the run."""
         self._close()
-        self._restore_trainer()
+        self._put_limits_back()
 
     def _close(self) -> None:
         if self._collector is not None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
+import torch
 import torch.distributed as dist
 
+from ppo_lightning.core.errors import NotRestorableError
+from ppo_lightning.data.collect import Collector
 from ppo_lightning.envs.base import EnvFactory, describe_settings
 
 RankState = dict[str, Any]
@@ -25,33 +29,75 @@ class RunningEnvironments(TypedDict):
     ranks: list[RankState]
 
 
-def gather_running(
-    factory: EnvFactory, num_envs: int, shares: int, state: RankState, world_size: int
-) -> RunningEnvironments:
-    """The states of all ranks, on rank 0; a collective where there are several."""
-    ranks: list[Any] = [state]
-    if world_size > 1:
-        ranks = [None] * world_size
-        dist.gather_object(state, ranks if dist.get_rank() == 0 else None, dst=0)
-    return RunningEnvironments(settings=describe_settings(factory), num_envs=num_envs, shares=shares, ranks=ranks)
+@dataclass(frozen=True)
+class Layout:
+    """Which environments a run has, and how they lie on its ranks; ``num_envs`` and ``shares`` are those of each."""
+
+    factory: EnvFactory
+    num_envs: int
+    shares: int
+    world_size: int
 
 
-def why_fresh(
-    saved: RunningEnvironments | None, factory: EnvFactory, num_envs: int, shares: int, world_size: int
-) -> str:
+class EnvironmentsOfRanks:
+    """The environments of all ranks as checkpoints hold them: gathered as they run, taken up after a resume."""
+
+    def __init__(self) -> None:
+        self.running: RunningEnvironments | None = None
+        """Of a checkpoint, or as gathered after an iteration; only the first rank gathers states."""
+        self._gathered_at = 0
+        self._is_resumed = False
+
+    def gather(self, collector: Collector, layout: Layout, iteration: int) -> None:
+        """Ask the simulators, once an iteration: they only change while a rollout is played.
+
+        A collective where there are several ranks.
+        """
+        if iteration == self._gathered_at:
+            return
+        state: RankState = collector.state_dict()
+        ranks: list[Any] = [state]
+        if layout.world_size > 1:
+            ranks = [None] * layout.world_size
+            dist.gather_object(state, ranks if dist.get_rank() == 0 else None, dst=0)
+        settings = describe_settings(layout.factory)
+        self.running = RunningEnvironments(
+            settings=settings, num_envs=layout.num_envs, shares=layout.shares, ranks=ranks
+        )
+        self._gathered_at = iteration
+
+    def load(self, running: RunningEnvironments | None, iteration: int) -> None:
+        """Those of a checkpoint, which ``restore`` takes up when the simulators are made."""
+        self.running, self._gathered_at, self._is_resumed = running, iteration, True
+
+    def restore(self, collector: Collector, layout: Layout, rank: int, device: torch.device) -> str:
+        """After a resume, put the new simulators where the checkpoint's were; why that can't be, or empty."""
+        if not self._is_resumed:
+            return ""
+        self._is_resumed = False
+        reason = _why_fresh(self.running, layout)
+        if not reason and self.running is not None:
+            try:
+                collector.load_state_dict(self.running["ranks"][rank], device)
+            except NotRestorableError as error:  # in another version of the simulator, say
+                reason = str(error)
+        return reason
+
+
+def _why_fresh(saved: RunningEnvironments | None, layout: Layout) -> str:
     """Why this run can't take up these environments, in words; empty if it can."""
     if saved is None:
         return "the checkpoint was saved without them"
-    own, ranks = describe_settings(factory), saved["ranks"]
+    own, ranks = describe_settings(layout.factory), saved["ranks"]
     changed = [name for name in {**own, **saved["settings"]} if own.get(name) != saved["settings"].get(name)]
     if changed:
         return f"--data.env differs from the checkpoint's in {', '.join(changed)}"
-    if (len(ranks), saved["num_envs"]) != (world_size, num_envs):
+    if (len(ranks), saved["num_envs"]) != (layout.world_size, layout.num_envs):
         return (
             f"the checkpoint has {_counted(len(ranks), 'rank')} of {_counted(saved['num_envs'], 'environment')}, and "
-            f"this run {_counted(world_size, 'rank')} of {num_envs}"
+            f"this run {_counted(layout.world_size, 'rank')} of {layout.num_envs}"
         )
-    if saved["shares"] != shares:
+    if saved["shares"] != layout.shares:
         return "--data.minibatch_shares is another than the checkpoint's"
     return next((state["not_restorable"] for state in ranks if state.get("not_restorable")), "")
 

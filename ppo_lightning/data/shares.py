@@ -19,32 +19,32 @@ def shares_of_a_rank(
     """How many shares each rank has, of ``minibatch_shares`` over all of them; by default one.
 
     Raises:
-        ConfigurationError: they can't be cut into equal parts.
+        ConfigurationError: they, or minibatches of each, can't be cut into equal parts.
     """
-    if minibatch_shares is None:
-        return 1
-    flag = f"--data.minibatch_shares={minibatch_shares}"
-    if minibatch_shares % world_size:
-        raise ConfigurationError(
-            f"{flag} cannot be divided between {world_size} ranks: choose a multiple of {world_size}, or other "
-            "--trainer.devices."
-        )
-    shares = minibatch_shares // world_size
-    if num_envs % shares:
-        raise ConfigurationError(
-            f"{flag} are {shares} of each rank, into which its --data.num_envs={num_envs} environments cannot be "
-            "divided: change one of the two."
-        )
+    shares, flag = 1, f"--data.minibatch_shares={minibatch_shares}"
+    if minibatch_shares is not None:
+        if minibatch_shares % world_size:
+            raise ConfigurationError(
+                f"{flag} cannot be divided between {world_size} ranks: choose a multiple of {world_size}, or other "
+                "--trainer.devices."
+            )
+        shares = minibatch_shares // world_size
+        if num_envs % shares:
+            raise ConfigurationError(
+                f"{flag} are {shares} of each rank, into which its --data.num_envs={num_envs} environments cannot be "
+                "divided: change one of the two."
+            )
     envs = num_envs // shares
+    of_share = f"--data.num_envs={num_envs}" if minibatch_shares is None else f"{flag}: a share's {envs} environments"
     if has_memory and envs % num_minibatches:
         raise ConfigurationError(
-            f"{flag}: a share's {envs} environments cannot be divided into --data.num_minibatches={num_minibatches}: "
-            "the minibatches of a network with memory are whole environments."
+            f"{of_share} cannot be divided into --data.num_minibatches={num_minibatches}: the minibatches of a network "
+            "with memory are whole environments."
         )
     if envs * num_steps % num_minibatches:
         raise ConfigurationError(
-            f"{flag}: a share's {envs} environments × --data.num_steps={num_steps} = {envs * num_steps} transitions "
-            f"cannot be divided into --data.num_minibatches={num_minibatches} equal parts: change one of the four."
+            f"{of_share} × --data.num_steps={num_steps} = {envs * num_steps} transitions cannot be divided into "
+            f"--data.num_minibatches={num_minibatches} equal parts: change one of them."
         )
     return shares
 

@@ -26,6 +26,12 @@ def test_shares_are_divided_between_ranks(shares, ranks, each):
         (3, {"world_size": 2}, "minibatch_shares=3 cannot be divided between 2 ranks"),
         (6, {"world_size": 2}, "3 of each rank, into which its --data.num_envs=8"),
         (8, {"num_minibatches": 3}, "1 environments × --data.num_steps=4 = 4 transitions"),
+        (None, {"num_minibatches": 3}, "num_envs=8 × --data.num_steps=4 = 32 transitions cannot be divided"),
+        (
+            None,
+            {"num_minibatches": 16, "has_memory": True},
+            "num_envs=8 cannot be divided into --data.num_minibatches=16",
+        ),
         (4, {"has_memory": True}, "2 environments cannot be divided into --data.num_minibatches=4"),
     ],
 )

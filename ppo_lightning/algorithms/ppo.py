@@ -8,7 +8,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ppo_lightning.algorithms.base import OnPolicyModule, OptimizerBuilder, SchedulerBuilder
+from ppo_lightning.algorithms.base import OnPolicyModule
+from ppo_lightning.algorithms.optimization import OptimizerBuilder, SchedulerBuilder
 from ppo_lightning.core.agent import Batch
 from ppo_lightning.core.checkpoint import NetworkBuilder
 from ppo_lightning.core.errors import ConfigurationError, check_range

@@ -8,7 +8,8 @@ import gymnasium
 from gymnasium.vector import SyncVectorEnv
 
 from ppo_lightning.envs import GymnasiumEnv
-from ppo_lightning.envs.gymnasium import GymnasiumVectorEnv, _make_one
+from ppo_lightning.envs.gymnasium import _make_one
+from ppo_lightning.envs.gymnasium_vector import GymnasiumVectorEnv
 from ppo_lightning.envs.workers import Workers
 from tests.tasks import Walk
 from tests.toy import ToyEnv

@@ -5,7 +5,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from ppo_lightning.envs.gymnasium import GymnasiumVectorEnv
+from ppo_lightning.envs.gymnasium_vector import GymnasiumVectorEnv
 
 SCRIPT = ((3, "terminated"), (2, "truncated"))
 

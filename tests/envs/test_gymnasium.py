@@ -9,7 +9,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.envs import GymnasiumEnv
-from ppo_lightning.envs.gymnasium import GymnasiumVectorEnv
+from ppo_lightning.envs.gymnasium_vector import GymnasiumVectorEnv
 from tests.toy import ToyEnv, choose_action, make_async_toy, make_toy, play_plain_toy
 
 MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP]

@@ -10,7 +10,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from ppo_lightning.core.errors import NotRestorableError
 from ppo_lightning.envs import GymnasiumEnv, VectorEnv
-from ppo_lightning.envs.gymnasium import GymnasiumVectorEnv
+from ppo_lightning.envs.gymnasium_vector import GymnasiumVectorEnv
 from tests.envs.states import taken
 from tests.stateful import Film, case
 from tests.toy import make_toy

@@ -1,0 +1,203 @@
+"""A Gymnasium vector environment behind the contract of environments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from ppo_lightning.core.errors import ConfigurationError, NotRestorableError
+from ppo_lightning.core.plain import from_plain, to_plain
+from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv, take_rows
+from ppo_lightning.envs.restart import DIED, RESTARTS, RestartBudget, derive_seed
+from ppo_lightning.envs.state import VectorState
+from ppo_lightning.envs.workers import Workers
+
+
+class GymnasiumVectorEnv(VectorEnv):
+    """A Gymnasium vector environment behind the contract, whether it resets in the same step or in the next.
+
+    Args:
+        env: the vector environment.
+        seeds: one for each environment's first episode; later episodes go on from there.
+        can_restart: each environment is a ``Restarting``, and those in processes are ``Workers``.
+    """
+
+    def __init__(self, env: Any, seeds: Sequence[int], can_restart: bool = False) -> None:
+        self.env = env
+        self.seeds = [int(seed) for seed in seeds]
+        self.num_envs = env.num_envs
+        self.observation_space = env.single_observation_space
+        self.action_space = env.single_action_space
+        self.resets_in_next_step = self._reset_mode() == AutoresetMode.NEXT_STEP
+        self.render_fps = int(self._metadata().get("render_fps") or 30)
+        self._only_resets = np.zeros(self.num_envs, dtype=bool)
+        self._broken_off: Array | None = None  # rows to reset in the next step
+        self._states = VectorState(env)
+        self._can_restart = can_restart
+        self._budget = RestartBudget()
+        self._is_limit_told = True
+
+    def _reset_mode(self) -> AutoresetMode:
+        mode = self.env.metadata.get("autoreset_mode")
+        if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
+            raise ConfigurationError(
+                f"--data.env: the vector environment must reset itself, in the same or the next step, but its "
+                f"autoreset_mode is {mode}."
+            )
+        return AutoresetMode(mode)
+
+    def reset(self) -> ArrayObservation:
+        self._only_resets[:], self._broken_off = False, None
+        self._states.forget_failure()
+        obs, infos = self.env.reset(seed=self.seeds if self._is_one_each else self.seeds[0])
+        if RESTARTS in infos:
+            self._budget.spend(infos, np.zeros(self.num_envs, dtype=bool))
+        return _own(obs)
+
+    @property
+    def _is_one_each(self) -> bool:
+        return isinstance(self.env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
+
+    def end_episodes(self, rows: Array) -> bool:
+        if self._is_one_each:
+            self._broken_off = rows.copy() if self._broken_off is None else self._broken_off | rows
+        return self._is_one_each
+
+    def allow_restarts(self, limit: int, name: str = "Environment", at_once: bool = False) -> None:
+        if self._can_restart:
+            self._budget.limit, self._budget.name, self._is_limit_told = limit, name, False
+            if at_once:
+                self._tell_limit()
+
+    @property
+    def restarts(self) -> int:  # type: ignore[override]
+        """How many simulators were restarted so far; a run that goes on sets it to where it was."""
+        return self._budget.used
+
+    @restarts.setter
+    def restarts(self, value: int) -> None:
+        self._budget.used = value
+
+    def _tell_limit(self) -> None:
+        self._is_limit_told = True
+        if isinstance(self.env, Workers):
+            self.env.allow_restarts(
+                self._budget.limit, lambda row, death: derive_seed(self.seeds[row], DIED, self.restarts + death)
+            )
+        else:
+            self.env.call("allow_restarts", self._budget.limit)
+
+    def step(self, actions: Array) -> StepResult:
+        if not self._is_limit_told:
+            self._tell_limit()
+        result = self._step(actions)
+        if self._broken_off is not None:
+            rows, self._broken_off = self._broken_off, None
+            running = rows & ~result.episode_starts  # the others were reset in this step, at an end of their own
+            if running.any():
+                obs, infos = self.env.reset(options={"reset_mask": running})
+                result.obs = _own(obs)
+                self._drop(result, infos, besides=running)
+            result = self._without(result, rows)
+            self._only_resets &= ~rows
+        return result
+
+    def _drop(self, result: StepResult, infos: dict[str, Any], besides: Array) -> None:
+        """Take out of ``result`` the steps of environments that were restarted, without those in ``besides``.
+
+        Where an episode had ended before, or was not begun, nothing is lost.
+        """
+        if RESTARTS not in infos:
+            return
+        restarted = infos[f"_{RESTARTS}"] & ~besides
+        dropped = restarted & result.valid & ~(result.terminated | result.truncated)
+        self._budget.spend(infos, dropped)
+        result.rewards = np.where(dropped, 0, result.rewards)
+        result.valid, result.episode_starts = result.valid & ~dropped, result.episode_starts | restarted
+        result.dropped = dropped if result.dropped is None else result.dropped | dropped
+        self._only_resets = self._only_resets & ~restarted
+
+    def _without(self, result: StepResult, rows: Array) -> StepResult:
+        """The step as if the environments in ``rows`` had only been reset."""
+        ended = np.flatnonzero(result.terminated | result.truncated)
+        if result.final_obs is not None:
+            kept = ~rows[ended]
+            result.final_obs = take_rows(result.final_obs, np.flatnonzero(kept)) if kept.any() else None
+        result.rewards = np.where(rows, 0, result.rewards)
+        result.terminated, result.truncated = result.terminated & ~rows, result.truncated & ~rows
+        result.valid, result.episode_starts = result.valid & ~rows, result.episode_starts | rows
+        result.dropped = None if result.dropped is None else result.dropped & ~rows
+        return result
+
+    def _step(self, actions: Array) -> StepResult:
+        obs, rewards, terminated, truncated, infos = self.env.step(self._to_env(actions))
+        obs, ended = _own(obs), terminated | truncated
+        starts = ended
+        valid = np.ones_like(ended)
+        if self.resets_in_next_step:
+            starts, self._only_resets = self._only_resets, ended
+            valid = ~starts
+            final_obs = take_rows(obs, np.flatnonzero(ended)) if ended.any() else None
+        else:
+            final_obs = self._final_obs(infos, np.flatnonzero(ended)) if ended.any() else None
+        result = StepResult(obs, rewards, terminated, truncated, starts, valid, final_obs)
+        self._drop(result, infos, besides=np.zeros_like(ended))
+        return result
+
+    def _final_obs(self, infos: dict[str, Any], rows: Array) -> ArrayObservation:
+        finals = infos["final_obs"][rows]
+        if isinstance(self.observation_space, spaces.Dict):
+            return {key: np.stack([final[key] for final in finals]) for key in self.observation_space}
+        return np.stack(list(finals))
+
+    def _to_env(self, actions: Array) -> Array:
+        """Box actions are clipped to their bounds here, at the door: log-probabilities are of the unclipped ones."""
+        if isinstance(self.action_space, spaces.Box):
+            return np.clip(actions, self.action_space.low, self.action_space.high).astype(self.action_space.dtype)
+        assert isinstance(self.action_space, spaces.Discrete)
+        return actions + self.action_space.start if self.action_space.start else actions
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "num_envs": self.num_envs,
+            "seeds": self.seeds,
+            "resets_in_next_step": self.resets_in_next_step,
+            "simulators": self._states.save(),
+            "only_resets": to_plain(self._only_resets),
+            "broken_off": to_plain(self._broken_off),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state["num_envs"] != self.num_envs:
+            raise NotRestorableError(f"the state is one of {state['num_envs']} environments, not of {self.num_envs}")
+        if state["resets_in_next_step"] != self.resets_in_next_step:
+            raise NotRestorableError("the state is one of environments that reset in another step")
+        self.reset()  # the vector environment forgets what it knows of ended episodes
+        self.seeds = list(state["seeds"])  # those after the loss of a process follow from them
+        only_resets = from_plain(state["only_resets"])
+        self._states.load(state["simulators"], only_resets)
+        self._only_resets, self._broken_off = only_resets, from_plain(state["broken_off"])
+
+    def render(self) -> Array:
+        return np.stack([np.asarray(picture) for picture in self.env.render()])
+
+    def render_modes(self) -> list[str]:
+        """The render modes that the environment names."""
+        return [str(mode) for mode in self._metadata().get("render_modes") or []]
+
+    def _metadata(self) -> dict[str, Any]:
+        envs = getattr(self.env.unwrapped, "envs", None)
+        return (envs[0] if envs else self.env).metadata or {}
+
+    def close(self) -> None:
+        if not getattr(self.env, "closed", False):
+            self.env.close()
+
+
+def _own(obs: Any) -> ArrayObservation:
+    """A plain dict for Dict observations; arrays as they are (Gymnasium copies its buffers by default)."""
+    return dict(obs) if isinstance(obs, dict) else obs

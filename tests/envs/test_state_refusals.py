@@ -65,7 +65,7 @@ for kind in (Subclass, Inherits, Unsaved, Failing, Reluctant):
 @pytest.mark.parametrize(
     ("id", "wrapping", "name"),
     [
-        ("tests.tasks:Walk-v0", (), "^the environment Walk cannot"),
+        ("tests.tasks:Bandit-v0", (), "^the environment Bandit cannot"),
         ("Subclass-v0", (), "^the environment Subclass cannot"),
         ("Inherits-v0", (), "^the environment Inherits cannot"),
         ("CartPole-v1", (lambda env: Subwrapper(env, 9),), "^the wrapper Subwrapper cannot"),

@@ -17,6 +17,7 @@ from tests.commands import (
     RUN,
     WALK,
     command,
+    config_of,
     load,
     logged,
     network_weights,
@@ -80,6 +81,70 @@ def test_a_run_limited_by_epochs_is_complete_too():
     outcome = run("fit", *WALK, *limits, "--json")
     assert "is complete: 128 environment steps" in outcome.err
     assert not outcome.out
+
+
+def test_a_run_that_early_stopping_ended_stays_ended():
+    """Also where a kill came between its last checkpoint and its end; other settings let it go on."""
+    stop = ["--trainer.callbacks+=EvaluationEarlyStopping", "--trainer.callbacks.patience"]
+    args = ["fit", *WALK, "--resume=auto", "--data.total_timesteps=640", "--evaluation.every_n_iterations=1"]
+    args.append("--model.learning_rate=1e-9")  # the score stays as it is
+    run(*args, stop[0], f"{stop[1]}=2")
+    ended = steps_in(LAST)
+    assert ended < 640
+    outcome = run(*args, stop[0], f"{stop[1]}=2")
+    assert f"is complete: {ended} environment steps" in outcome.out
+    assert steps_in(LAST) == ended
+    run(*args, stop[0], f"{stop[1]}=4")
+    assert ended < steps_in(LAST) < 640
+
+
+@pytest.mark.parametrize("value", ["{default_root_dir: ", "{default_root_dir: x, nothing: " + 300 * "x" + "}"])
+def test_a_group_that_cannot_be_read_is_the_parsers_to_refuse(value):
+    sentence_of(command("fit", *WALK, "--resume=auto", f"--trainer={value}"))
+
+
+def test_the_same_command_has_the_same_callbacks():
+    """Also without a --config, where those of the run's own configuration come first."""
+    args = ["fit", *WALK, "--resume=auto", "--trainer.callbacks+=EvaluationEarlyStopping"]
+    run(*args, "--trainer.callbacks.patience=3", "--trainer.callbacks+=LearningRateMonitor")
+    run(*args, "--trainer.callbacks.patience=4", LONGER)
+    own = config_of(name="config_1.yaml")["trainer"]["callbacks"]
+    names = [callback["class_path"].rpartition(".")[2] for callback in own]
+    assert names == ["LearningRateMonitor", "EvaluationEarlyStopping"]
+    assert own[1]["init_args"]["patience"] == 4
+
+
+def test_processes_that_get_a_copy_of_the_run_are_refused():
+    outcome = command("fit", *WALK, "--trainer.devices=2", "--trainer.strategy=ddp_spawn")
+    assert sentence_of(outcome).endswith("use --trainer.strategy=ddp.")
+
+
+def test_without_a_logger_the_root_is_the_run():
+    for total in (128, 192):
+        run("fit", *WALK, "--resume=auto", "--trainer.logger=false", f"--data.total_timesteps={total}")
+        assert load("checkpoints/last.ckpt")["RolloutDataModule"] | {"running": None} == {
+            "env_steps": total,
+            "iteration": total // 64,
+            "running": None,
+        }
+        assert load("checkpoints/last.ckpt")["global_step"] == total // 64 * 4
+        shutil.copy("checkpoints/last.ckpt", f"{total}.ckpt")
+    assert load("192.ckpt")["train_seconds"] > load("128.ckpt")["train_seconds"]
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_the_root_may_come_in_a_group(is_file):
+    group = yaml.safe_dump({"default_root_dir": "runs", "accelerator": "cpu"}, default_flow_style=True).strip()
+    Path("t.yaml").write_text(group)
+    for total in (128, 192):
+        run(
+            "fit",
+            f"--trainer={'t.yaml' if is_file else group}",
+            *WALK,
+            "--resume=auto",
+            f"--data.total_timesteps={total}",
+        )
+    assert logged(rows("runs" / RUN, "train/value_loss")) == [64, 128, 192]
 
 
 @pytest.mark.parametrize("folder", ["runs", "runs/deep"])

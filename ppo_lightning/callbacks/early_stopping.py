@@ -27,6 +27,7 @@ class EvaluationEarlyStopping(EarlyStopping):
     """
 
     waits_for_evaluation = True
+    _has_stopped = _is_over = False
 
     def __init__(
         self,
@@ -58,8 +59,25 @@ class EvaluationEarlyStopping(EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting; ``patience`` is what this run was given."""
         super().load_state_dict({**state_dict, "patience": self.patience})
+        self._is_over = state_dict.get("stopped_by") == self._settings
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it counted, and by which settings it stopped: with others the run may go on."""
+        return {**super().state_dict(), "stopped_by": self._settings if self._has_stopped else None}
+
+    @property
+    def _settings(self) -> list[float | None]:
+        return [float(self.patience), self.min_delta, self.stopping_threshold, self.divergence_threshold]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What it ended stays ended when its last checkpoint is continued, as it is where a kill came just after."""
+        self._has_stopped, self._is_over = self._is_over, False
+        if self._has_stopped:
+            trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare, if the score is of these parameters."""
         if is_any_evaluation_fresh(trainer, self.monitor):
+            before = trainer.should_stop
             super().on_train_epoch_end(trainer, pl_module)
+            self._has_stopped = trainer.should_stop and not before

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,6 +57,32 @@ def root_of_run(config: Path) -> list[str]:
     """The root that a run lies under now; its ``config.yaml`` may name it from elsewhere, or from before a move."""
     logs = config.parent.parent
     return [f"--trainer.default_root_dir={logs.parent}"] if logs.name == NAME else []
+
+
+def callbacks_beside(config: Path, args: Sequence[str]) -> list[str]:
+    """The callbacks of a run's configuration without those that ``--trainer.callbacks+=…`` names: the same command,
+    given again to continue the run, means the same callbacks and no second ones.
+    """
+    named = {_class_name(plain_value(value)) for value in values(args, "--trainer.callbacks+")}
+    content = yaml.safe_load(config.read_text())
+    callbacks = content["trainer"].get("callbacks") if isinstance(content.get("trainer"), dict) else None
+    before = callbacks if isinstance(callbacks, list) else []
+    kept = [callback for callback in before if _class_name(callback) not in named]
+    return [] if kept == before else [f"--trainer.callbacks={json.dumps(kept)}"]
+
+
+def plain_value(text: str) -> Any:
+    """What an argument holds in itself or in the file that it names; what is no YAML, the parser will refuse."""
+    with contextlib.suppress(OSError):  # a text too long for a file's name
+        text = Path(text).read_text()
+    with contextlib.suppress(yaml.YAMLError):
+        return yaml.safe_load(text)
+    return text
+
+
+def _class_name(callback: Any) -> str:
+    path = callback.get("class_path") if isinstance(callback, dict) else callback
+    return str(path).rpartition(".")[2]
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -27,6 +27,7 @@ from ppo_lightning.callbacks import (
 )
 from ppo_lightning.callbacks.checkpoint import relative_path
 from ppo_lightning.cli.arguments import (
+    callbacks_beside,
     check_config,
     check_mapping,
     config_of_run,
@@ -151,7 +152,14 @@ class PPOLightningCLI(LightningCLI):
             config = config_of_run(run_folder(checkpoint))
             if config is not None:
                 quiet = [] if given[0] == "fit" else ["--trainer.logger=false"]
-                given[1:1] = ["--config", str(config), "--init_from=null", *root_of_run(config), *quiet]
+                given[1:1] = [
+                    "--config",
+                    str(config),
+                    "--init_from=null",
+                    *root_of_run(config),
+                    *quiet,
+                    *callbacks_beside(config, given),
+                ]
             elif not values(given, "--init_from"):
                 read_checkpoint(checkpoint, "--ckpt_path")  # its own mistakes before those of missing settings
         self.config = parser.parse_args(name_env_class(given))
@@ -225,9 +233,15 @@ class PPOLightningCLI(LightningCLI):
         else:
             kwargs["logger"] = False
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
             raise ConfigurationError(f"--trainer: {' '.join(str(error).split()).rstrip('.!')}.") from error
+        if getattr(trainer.strategy, "_start_method", "") == "spawn":
+            raise ConfigurationError(
+                f"--trainer.strategy={config.strategy} sends the run to its processes as a copy, which live "
+                "environments and locks have none of: use --trainer.strategy=ddp."
+            )
+        return trainer
 
     def _best_checkpoints(self, callbacks: Sequence[Any]) -> list[BestCheckpoint]:
         """One a split, beside those that are configured."""

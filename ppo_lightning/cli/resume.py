@@ -11,7 +11,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from ppo_lightning.cli.arguments import values
+from ppo_lightning.cli.arguments import plain_value, values
 from ppo_lightning.core.checkpoint import DamagedCheckpointError, read_checkpoint
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.loggers import NAME
@@ -25,6 +25,7 @@ def resolve_checkpoint(args: Sequence[str]) -> list[str]:
     Each rank does it for itself, and all come to the same: nothing is saved before all of them have set up.
     """
     resume, root = _setting(args, "resume"), Path(str(_setting(args, "trainer.default_root_dir") or "."))
+    has_logger = str(_setting(args, "trainer.logger")).lower() != "false"
     given = values(args, "--ckpt_path")
     if resume is None or args[0] != "fit":
         is_keyword = bool(given) and given[-1] in KEYWORDS
@@ -35,15 +36,18 @@ def resolve_checkpoint(args: Sequence[str]) -> list[str]:
                 f"--resume={resume} finds the checkpoint to continue from, and {flag}={values(args, flag)[-1]} names "
                 "where to start: give one of the two."
             )
-    checkpoint = newest_checkpoint(root) if resume == "auto" else checkpoint_of_run(Path(str(resume)))
+    checkpoint = newest_checkpoint(root, has_logger) if resume == "auto" else checkpoint_of_run(Path(str(resume)))
     if checkpoint is None:
         return list(args)
     return [*_without(args, "--resume"), "--resume=null", "--init_from=null", f"--ckpt_path={checkpoint}"]
 
 
-def newest_checkpoint(root: Path) -> Path | None:
-    """The newest good checkpoint of the newest run below ``root`` that has any; None if there is none."""
-    run = newest_run(root)
+def newest_checkpoint(root: Path, has_logger: bool = True) -> Path | None:
+    """The newest good checkpoint of the newest run below ``root`` that has any; None if there is none.
+
+    Without a logger ``root`` itself is the run's folder.
+    """
+    run = newest_run(root) if has_logger else root if any(_candidates(root)) else None
     last_resort = _hpc_files(root)
     if run is None and not last_resort:
         return None
@@ -135,8 +139,12 @@ def _setting(args: Sequence[str], name: str) -> Any:
     for arg, following in itertools.zip_longest(args, args[1:]):
         flag, equals, value = arg.partition("=")
         value = value if equals else following
+        group, _, rest = name.partition(".")
         if value is not None and flag == f"--{name}":
             found = None if value == "null" else value
+        elif value is not None and rest and flag == f"--{group}":  # --trainer='{default_root_dir: …}', or a file
+            content = plain_value(value)
+            found = content.get(rest, found) if isinstance(content, dict) else found
         elif value is not None and flag in ("--config", "-c") and Path(value).is_file():
             content = yaml.safe_load(Path(value).read_text())
             content = content.get(args[0], content)

@@ -80,7 +80,7 @@ def differences(first: Any, second: Any, place: str = "") -> Iterator[str]:
     elif isinstance(first, torch.Tensor):
         if first.dtype != second.dtype or first.shape != second.shape or bytes_of(first) != bytes_of(second):
             yield f"{place}: other tensors"
-    elif without_folder(first) != without_folder(second) and not (first != first and second != second):
+    elif repr(without_folder(first)) != repr(without_folder(second)):  # of -0.0 too; NaNs are alike
         yield f"{place}: {first!r} and {second!r}"
 
 
@@ -108,11 +108,16 @@ def compare(first: Path, second: Path) -> list[str]:
     return found if rows(first) == rows(second) else [*found, "metrics.csv: other rows"]
 
 
-def kill_loop(root: Path, flags: Sequence[str], kills: int, within: float, seed: int) -> list[str]:
-    """Run once in peace and once with kills below ``root``; returns the differences."""
+def kill_loop(root: Path, flags: Sequence[str], kills: int, within: float | None, seed: int) -> list[str]:
+    """Run once in peace and once with kills below ``root``; returns the differences.
+
+    Kills come within so many seconds, or where that is None, within as many as the run in peace took.
+    """
     whole, killed = root / "whole", root / "killed"
     killed.mkdir(parents=True)
+    started = time.monotonic()
     run_to_the_end(whole, flags)
+    within = within or time.monotonic() - started
     moments = random.Random(seed)
     for kill in range(1, kills + 1):
         after = moments.uniform(0, within)

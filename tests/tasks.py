@@ -207,6 +207,20 @@ class Slow(Walk):
         return obs, *rest
 
 
-for entry_point in (Bandit, Target, Walk, Broken, DictWalk, Slow, Wage):
+class Stroll(Walk):
+    """A walk that can be restored; a step takes as many seconds as ``STROLL_SECONDS`` says."""
+
+    def step(self, action):
+        time.sleep(float(os.environ.get("STROLL_SECONDS", "0")))
+        return super().step(action)
+
+    def state_dict(self):
+        return super().state_dict()
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+
+
+for entry_point in (Bandit, Target, Walk, Broken, DictWalk, Slow, Wage, Stroll):
     gymnasium.register(f"{entry_point.__name__}-v0", f"tests.tasks:{entry_point.__name__}")
 gymnasium.register("Drawn-v0", "tests.tasks:Drawn", disable_env_checker=True)

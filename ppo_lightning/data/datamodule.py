@@ -23,7 +23,11 @@ from ppo_lightning.data.length import RunLength, TrainerLimits
 from ppo_lightning.data.running import EnvironmentsOfRanks, Layout
 from ppo_lightning.data.seeding import Streams
 from ppo_lightning.data.shares import shares_of_a_rank
-from ppo_lightning.data.trainer_settings import name_of_envs, refuse_meaningless_settings
+from ppo_lightning.data.trainer_settings import (
+    name_of_envs,
+    refuse_meaningless_settings,
+    warn_of_emulated_precision,
+)
 from ppo_lightning.envs.base import EnvFactory
 from ppo_lightning.envs.gymnasium import GymnasiumEnv
 
@@ -178,6 +182,7 @@ class RolloutDataModule(LightningDataModule):
         assert self.trainer is not None
         refuse_meaningless_settings(self.trainer, stage)
         if stage == "fit":
+            warn_of_emulated_precision(self.trainer)
             self._length.check()
             self._shares_of_a_rank()
             self._start_counters()

@@ -4,11 +4,31 @@ import functools
 import warnings
 
 import torch
+from gymnasium import spaces
 from lightning.pytorch import Callback, Trainer
+from torch import nn
 
-from ppo_lightning import PPO, ActorCritic, MLPEncoder, RolloutDataModule
+from ppo_lightning import PPO, ActorCritic, MLPEncoder, PPOModelOutput, RolloutDataModule
 
 SMALL_NETWORK = functools.partial(ActorCritic, encoder=functools.partial(MLPEncoder, hidden_sizes=[16]))
+
+
+class SmallGRU(nn.Module):
+    """The smallest network with memory."""
+
+    def __init__(self, observation_space, action_space):
+        super().__init__()
+        assert isinstance(observation_space, spaces.Box)
+        self.cell = nn.GRUCell(observation_space.shape[0], 8)
+        self.policy = nn.Linear(8, int(action_space.n))
+        self.value = nn.Linear(8, 1)
+
+    def initial_state(self, num_envs):
+        return self.cell.weight_ih.new_zeros(num_envs, 8)
+
+    def forward(self, obs, state):
+        hidden = self.cell(obs.to(state.dtype), state)
+        return PPOModelOutput(self.policy(hidden), self.value(hidden).squeeze(-1), hidden), hidden
 
 
 def make_trainer(folder=None, **kwargs):

@@ -364,7 +364,7 @@ AGENTS = {
         "PPO",
         [
             "--data.env=tests.ranks.tasks.NextStep",
-            "--model.network=tests.ranks.tasks.Remembering",
+            "--model.network=tests.runs.SmallGRU",
             "--model.norm_adv=true",
         ],
     ),

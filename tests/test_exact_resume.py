@@ -26,9 +26,8 @@ from ppo_lightning import (
     run_loggers,
 )
 from tests.commands import RUN, load, rows, run
-from tests.runs import SMALL_NETWORK, fit, make_data, make_ppo, make_trainer
+from tests.runs import SMALL_NETWORK, SmallGRU, fit, make_data, make_ppo, make_trainer
 from tests.stateful import AGENTS, SIMULATORS, agent_flags
-from tests.test_memory import SmallGRU
 
 ITERATIONS = 6
 

@@ -30,9 +30,8 @@ from ppo_lightning import (
 from ppo_lightning.core.spaces import space_from_dict, space_to_dict
 from tests.commands import run
 from tests.exports import SMALL_MLP, VECTOR, Loud, assert_close, draw, save
-from tests.runs import fit, make_data, make_ppo
+from tests.runs import SmallGRU, fit, make_data, make_ppo
 from tests.tasks import Drawn
-from tests.test_memory import SmallGRU
 
 SMALL_IMPALA = functools.partial(ImpalaCNN, channels=[4, 8], hidden_dim=16)
 

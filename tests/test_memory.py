@@ -3,30 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
-from torch import nn
 
-from ppo_lightning import ConfigurationError, Evaluation, PPOModelOutput, PPOSequenceBatch
+from ppo_lightning import ConfigurationError, Evaluation, PPOSequenceBatch
 from ppo_lightning.core.rollout import MemoryRollout
-from tests.runs import Recorder, equal, fit, make_data, make_ppo
-
-
-class SmallGRU(nn.Module):
-    """The smallest network with memory."""
-
-    def __init__(self, observation_space, action_space):
-        super().__init__()
-        assert isinstance(observation_space, spaces.Box)
-        self.cell = nn.GRUCell(observation_space.shape[0], 8)
-        self.policy = nn.Linear(8, int(action_space.n))
-        self.value = nn.Linear(8, 1)
-
-    def initial_state(self, num_envs):
-        return self.cell.weight_ih.new_zeros(num_envs, 8)
-
-    def forward(self, obs, state):
-        hidden = self.cell(obs.to(state.dtype), state)
-        return PPOModelOutput(self.policy(hidden), self.value(hidden).squeeze(-1), hidden), hidden
+from tests.runs import Recorder, SmallGRU, equal, fit, make_data, make_ppo
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "vector_entry_point"])

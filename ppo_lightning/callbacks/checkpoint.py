@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 import threading
 import time
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Optional
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from ppo_lightning.callbacks.faults import FaultHandling
 from ppo_lightning.callbacks.monitor import check_monitors, is_any_evaluation_fresh
-from ppo_lightning.callbacks.saving import describe, report_failed_save, save_whole
+from ppo_lightning.callbacks.saving import (
+    SnapshotCheckpoint,
+    checkpoint_folder,
+    relative_path,
+    report_failed_save,
+    save_whole,
+)
 from ppo_lightning.callbacks.schedule import crossed, env_steps, is_last_iteration
 from ppo_lightning.core.errors import check_range
+from ppo_lightning.core.files import reason_of
 from ppo_lightning.core.snapshot import Snapshot, take_snapshot
-from ppo_lightning.loggers import run_folder_of
 
 _SECONDS_BETWEEN_SAVES = 2.0
 
 
-class RunCheckpoint(Checkpoint):
+class RunCheckpoint(SnapshotCheckpoint):
     """Keeps ``last.ckpt``, and ``step_<n>.ckpt`` every ``save_freq``.
 
     The end of every iteration is captured in memory, on all ranks and whole. It is written at most every two seconds,
@@ -51,8 +57,6 @@ class RunCheckpoint(Checkpoint):
 
         And bring along what flushes it on a signal, where that is not there.
         """
-        from ppo_lightning.callbacks.faults import FaultHandling  # which needs this class
-
         parts: Any = trainer
         others = [other for other in parts.callbacks if other is not self]
         if not any(isinstance(other, FaultHandling) for other in others):
@@ -121,7 +125,7 @@ class RunCheckpoint(Checkpoint):
         try:
             self._checkpoint_io.save_checkpoint(snapshot.checkpoint, self._folder / name)
         except OSError as error:
-            report_failed_save(self._folder / name, describe(error), is_last_chance)
+            report_failed_save(self._folder / name, reason_of(error), is_last_chance)
             return False
         return True
 
@@ -200,19 +204,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         save = functools.partial(super()._save_checkpoint, trainer, filepath)
-        if not save_whole(trainer, Path(filepath), self._is_last_chance, save):
+        if not save_whole(trainer, Path(filepath), save, self._is_last_chance):
             raise _NotSavedError
-
-
-def relative_path(path: Union[str, Path]) -> str:
-    """From here if it lies below, else as it is."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
-
-
-def checkpoint_folder(trainer: Trainer) -> Path:
-    """``checkpoints/`` in the run's folder, or in the default root where there is no logger."""
-    return run_folder_of(trainer) / "checkpoints"
 
 
 def _best_name(monitor: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ppo_lightning.callbacks.checkpoint import RunCheckpoint, checkpoint_folder, relative_path
 from ppo_lightning.callbacks.fault_watch import FaultWatch
+from ppo_lightning.callbacks.saving import SnapshotCheckpoint, checkpoint_folder, relative_path
 from ppo_lightning.callbacks.schedule import env_steps
 from ppo_lightning.core.errors import check_range
 
@@ -66,7 +66,7 @@ class FaultHandling(Callback):
     def _flush(self) -> Path | None:
         """The checkpoint to continue from, on every rank; the first one writes it."""
         for callback in self._trainer.callbacks:
-            path = callback.flush() if isinstance(callback, RunCheckpoint) else None
+            path = callback.flush() if isinstance(callback, SnapshotCheckpoint) else None
             if path is not None:
                 return Path(relative_path(path))
         last = self._folder / "last.ckpt" if self._folder is not None else None

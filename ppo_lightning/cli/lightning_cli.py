@@ -25,7 +25,7 @@ from ppo_lightning.callbacks import (
     TrainingSummary,
     VideoRecorder,
 )
-from ppo_lightning.callbacks.checkpoint import relative_path
+from ppo_lightning.callbacks.saving import relative_path
 from ppo_lightning.cli.arguments import (
     callbacks_beside,
     check_config,

@@ -10,6 +10,11 @@ from pathlib import Path
 from ppo_lightning.core.errors import ConfigurationError
 
 
+def reason_of(error: OSError) -> str:
+    """Why a file cannot be used, without its name: "No space left on device"."""
+    return error.strerror or str(error) or type(error).__name__
+
+
 def make_writable_folder(folder: Path, flag: str, named: Path | None = None) -> None:
     """Make ``folder`` if it is missing.
 
@@ -20,7 +25,7 @@ def make_writable_folder(folder: Path, flag: str, named: Path | None = None) -> 
         folder.mkdir(parents=True, exist_ok=True)
         reason = "" if os.access(folder, os.W_OK | os.X_OK) else "Permission denied"
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = reason_of(error)
     if reason:
         raise ConfigurationError(f"{flag}={named or folder} cannot be written ({reason}): name a folder that can.")
 
@@ -39,9 +44,8 @@ def written_whole(path: Path, flag: str = "--out") -> Iterator[Path]:
         yield part
         part.replace(path)
     except OSError as error:
-        reason = error.strerror or str(error)
         raise ConfigurationError(
-            f"{flag}={path} cannot be written ({reason}): name a file in a folder that can."
+            f"{flag}={path} cannot be written ({reason_of(error)}): name a file in a folder that can."
         ) from error
     finally:
         with contextlib.suppress(OSError):

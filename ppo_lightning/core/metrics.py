@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
 from ppo_lightning.core.errors import TrainingError
+from ppo_lightning.core.files import reason_of
 
 _INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
@@ -43,7 +44,7 @@ def _raise_if_not_written(logger: Logger, error: BaseException) -> None:
     if cause is not None:
         where = getattr(logger, "log_dir", None) or logger.save_dir
         raise TrainingError(
-            f"{type(logger).__name__} cannot write to {where} ({cause.strerror or cause}): make it writable or free "
+            f"{type(logger).__name__} cannot write to {where} ({reason_of(cause)}): make it writable or free "
             "some space, then continue with --resume=auto or --ckpt_path from the last checkpoint."
         ) from error
 

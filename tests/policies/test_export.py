@@ -21,9 +21,8 @@ from ppo_lightning import (
 from ppo_lightning.policies import export
 from tests.commands import command, run
 from tests.exports import DISCRETE, SMALL_MLP, VECTOR, Loud, assert_close, draw, refused, save
-from tests.runs import SMALL_NETWORK
+from tests.runs import SMALL_NETWORK, SmallGRU
 from tests.tasks import Drawn
-from tests.test_memory import SmallGRU
 
 
 def test_raw_bytes_are_scaled_inside():

@@ -12,8 +12,7 @@ from ppo_lightning import (
 from ppo_lightning.policies.graph import PolicyGraph
 from ppo_lightning.policies.onnx_check import largest_difference, rounding
 from tests.exports import DISCRETE, VECTOR, save
-from tests.runs import SMALL_NETWORK
-from tests.test_memory import SmallGRU
+from tests.runs import SMALL_NETWORK, SmallGRU
 
 
 def test_a_file_of_other_weights_is_found_to_differ():

@@ -2,9 +2,8 @@
 
 import gymnasium
 from gymnasium.vector import AutoresetMode
-from torch import nn
 
-from ppo_lightning import GymnasiumEnv, PPOModelOutput
+from ppo_lightning import GymnasiumEnv
 from tests.tasks import Walk
 
 
@@ -41,23 +40,6 @@ class Uneven(Walk):
         obs, info = super().reset(seed=seed)
         self.length = self.fixed
         return obs, info
-
-
-class Remembering(nn.Module):
-    """A small network with memory, in the precision of its weights."""
-
-    def __init__(self, observation_space, action_space):
-        super().__init__()
-        self.cell = nn.GRUCell(observation_space.shape[0], 8)
-        self.policy = nn.Linear(8, int(action_space.n))
-        self.value = nn.Linear(8, 1)
-
-    def initial_state(self, num_envs):
-        return self.value.weight.new_zeros(num_envs, 8)
-
-    def forward(self, obs, state):
-        hidden = self.cell(obs.to(self.value.weight.dtype), state)
-        return PPOModelOutput(self.policy(hidden), self.value(hidden).squeeze(-1), hidden), hidden
 
 
 gymnasium.register("Hurry-v0", Hurry)

@@ -1,5 +1,6 @@
 """SIGTERM before training has begun: the run ends, and leaves nothing behind."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Callback
 
+from tests.ranks.processes import TWO_RANKS
+from tests.ranks.test_torchrun import TORCHRUN, ranks_of
 from tests.test_faults import Run, slow
 
 HALT = "--trainer.callbacks={class_path: tests.test_startup_signals.Halt, init_args: {where: %s}}"
@@ -21,7 +24,7 @@ class Halt(Callback):
 
     def _halt(self, where):
         if where == self.where:
-            Path(f"at_{where}").touch()
+            Path(f"at_{where}_{os.environ.get('LOCAL_RANK', 0)}").touch()
             time.sleep(60)
 
     def setup(self, trainer, pl_module, stage):
@@ -29,6 +32,10 @@ class Halt(Callback):
 
     def on_fit_start(self, trainer, pl_module):
         self._halt("fit_start")
+
+
+def have_both_come(where):
+    return all(Path(f"at_{where}_{rank}").exists() for rank in (0, 1))
 
 
 def check_ended(run):
@@ -44,6 +51,31 @@ def test_sigterm_during_the_start_up(where):
         if where is None:
             time.sleep(0.5)  # it imports
         else:
-            run.until(Path(f"at_{where}").exists)
+            run.until(Path(f"at_{where}_0").exists)
         run.process.send_signal(signal.SIGTERM)
         check_ended(run)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("where", ["setup", "fit_start"])
+def test_a_signal_to_one_of_two_ranks_during_the_start_up(where, rank, signum):
+    with Run(*slow(), *TWO_RANKS, HALT % where) as run:
+        run.until(lambda: have_both_come(where))
+        os.kill(run.pids()[rank], signum)
+        assert run.ended(15) != 0
+        assert "Traceback" not in run.err.read_text()
+        assert not list(Path().glob("**/*.ckpt*"))
+
+
+def test_ranks_of_a_torchrun_that_is_killed_during_the_start_up():
+    with Run("ppo_lightning", *slow(), *TWO_RANKS, HALT % "fit_start", program=TORCHRUN) as run:
+        run.until(lambda: have_both_come("fit_start"))
+        ranks = ranks_of(run.process).values()
+        run.process.kill()
+        run.until(lambda: not any(is_running(pid) for pid in ranks), 15)
+
+
+def is_running(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -36,6 +36,11 @@ _POKE = b"\0"  # no signal's number
 _active: FaultWatch | None = None
 
 
+def is_watching() -> bool:
+    """Whether a training of this process is looked after."""
+    return _active is not None
+
+
 class FaultWatch:
     """Stands in for Lightning's own signal handling while training runs: that one saves, or talks to the other ranks,
     inside the signal, in the middle of a rollout.

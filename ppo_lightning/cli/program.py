@@ -17,6 +17,7 @@ from typing import NoReturn, Optional
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from ppo_lightning.callbacks.fault_watch import is_watching
 from ppo_lightning.cli.lightning_cli import PPOLightningCLI
 from ppo_lightning.cli.parser_errors import sentence_for
 from ppo_lightning.commands import COMMANDS
@@ -25,7 +26,9 @@ from ppo_lightning.core.errors import ConfigurationError, Terminated, TrainingEr
 
 EXIT_CONFIGURATION, EXIT_TRAINING, EXIT_INTERRUPTED = 2, 1, 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-_SECONDS_TO_END, _SECONDS_ALONE = 20.0, 45.0
+_SECONDS_TO_END = 20.0
+_SECONDS_ALONE, _SECONDS_UNWATCHED = 45.0, 8.0
+"""That a rank without the process that started it may still take, and how many of them while nothing looks after it."""
 
 # What Lightning says of things that are as they should be here
 _QUIET = [
@@ -63,15 +66,20 @@ def main(args: Optional[Sequence[str]] = None) -> None:
 
 
 def _end_with_parent() -> None:
-    """A rank that another one started (Lightning's launcher does) ends when that one is gone, whatever it waits for."""
-    if not os.environ.get("LOCAL_RANK", "0").strip("0") or "TORCHELASTIC_RUN_ID" in os.environ:
+    """A rank ends when what started it is gone (the first rank by Lightning's launcher, or torchrun), whatever it waits
+    for. While it trains, the watch over faults ends it in order and sooner.
+    """
+    if not os.environ.get("LOCAL_RANK", "0").strip("0") and "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
-        time.sleep(_SECONDS_ALONE)  # to end in order
+        alone = unwatched = 0.0
+        while alone < _SECONDS_ALONE and unwatched < _SECONDS_UNWATCHED:
+            time.sleep(1.0)
+            alone, unwatched = alone + 1.0, 0.0 if is_watching() else unwatched + 1.0
         os._exit(EXIT_TRAINING)
 
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()

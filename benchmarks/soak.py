@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--window", type=float, default=60.0, help="seconds that one printed line is of")
     parser.add_argument("--every", type=float, default=1.0, help="seconds between two looks")
     own, flags = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the run too
     windows = soak(flags, own.minutes, own.window, own.every)
     later = windows[len(windows) // 2 :]
     if len(later) < 4:

@@ -18,8 +18,8 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
 
 from ppo_lightning.callbacks.child_ranks import ChildRanks
+from ppo_lightning.callbacks.fault_report import FaultReport
 from ppo_lightning.callbacks.heartbeat import SECONDS_BETWEEN_BEATS, Fault, Heartbeats, is_of_connection
-from ppo_lightning.callbacks.slurm import requeue
 from ppo_lightning.core.errors import RankLostError, Terminated
 
 EXIT_RANK_LOST = 1
@@ -79,6 +79,7 @@ class FaultWatch:
         self._leaving_lock = threading.Lock()  # never taken in a signal handler
         self._unwinding, self._acted, self._left = threading.Event(), threading.Event(), threading.Event()
         self._children = ChildRanks(trainer)
+        self._report = FaultReport(trainer, self._environment)
         self._beats: Heartbeats | None = None
         if trainer.world_size > 1:
             self._beats = Heartbeats(trainer.global_rank, trainer.world_size, prefix, rank_timeout)
@@ -194,9 +195,9 @@ class FaultWatch:
         if fault.signum == signal.SIGINT and self._is_raised:
             return  # Lightning, and whoever started it, know KeyboardInterrupt
         if fault.signum:
-            self._say()
+            self._report.say(self._sentence)
             raise Terminated(fault.signum) from None
-        if self._speaks(fault):
+        if self._report.is_spoken_here(fault):
             raise RankLostError(self._sentence) from None
         raise SystemExit(EXIT_RANK_LOST) from None
 
@@ -248,7 +249,7 @@ class FaultWatch:
             self._interrupt_main()
         if self._beats is not None:
             self._beats.announce(fault, _SECONDS_TO_TELL)
-        self._sentence = self._describe(fault, self._flush())
+        self._sentence = self._report.describe(fault, self._flush(), self._steps())
         self._acted.set()
         reacts = self._left.wait(_SECONDS_TO_REACT) or self._unwinding.is_set()
         is_interactive = hasattr(sys, "ps1") and fault.signum == signal.SIGINT
@@ -263,48 +264,11 @@ class FaultWatch:
 
     def _end_process(self, fault: Fault) -> None:
         """Without the main thread, which hangs in a collective or in a simulator."""
-        if fault.signum:
-            self._say()
-        elif self._speaks(fault):
-            _print(f"ppo-lightning: error: {self._sentence}")
+        self._report.say_at_end(fault, self._sentence)
         for worker in active_children():
             worker.kill()
         self._children.end()
         os._exit(128 + fault.signum if fault.signum else EXIT_RANK_LOST)
-
-    # -- what is said about it
-
-    def _describe(self, fault: Fault, path: Path | None) -> str:
-        where = f"Continue with: ppo-lightning fit --ckpt_path {path}" if path else "There is no checkpoint yet."
-        if not fault.signum:
-            what = f"Rank {fault.rank} {fault.text}" if fault.rank >= 0 else fault.text
-            return f"{what}. {where}"
-        if self._is_requeue(fault.signum):
-            is_queued, words = requeue()
-            where = words if is_queued else f"{words} {where}"
-        name = signal.Signals(fault.signum).name
-        how = "Interrupted" if fault.signum == signal.SIGINT else f"Terminated by {name}"
-        return f"{how} after {self._steps():,} environment steps. {where}"
-
-    def _is_requeue(self, signum: int) -> bool:
-        slurm = self._environment if isinstance(self._environment, SLURMEnvironment) else None
-        is_due = slurm is not None and slurm.auto_requeue and signum == slurm.requeue_signal
-        return is_due and bool(self._trainer.is_global_zero)
-
-    def _say(self) -> None:
-        if self._trainer.is_global_zero:
-            _print(f"\n{self._sentence}")
-
-    def _speaks(self, fault: Fault) -> bool:
-        """One rank does, or where the first is lost, one a machine."""
-        if fault.rank != 0:
-            return bool(self._trainer.is_global_zero)
-        return bool(self._trainer.local_rank == (1 if self._trainer.node_rank == 0 else 0))
-
-
-def _print(line: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
-        print(line, file=sys.stderr, flush=True)
 
 
 def _forget_in_fork() -> None:

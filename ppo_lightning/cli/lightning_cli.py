@@ -20,9 +20,6 @@ from ppo_lightning.callbacks import (
     BestCheckpoint,
     EnvStepProgressBar,
     Evaluation,
-    FaultHandling,
-    RunCheckpoint,
-    TrainingSummary,
     VideoRecorder,
 )
 from ppo_lightning.callbacks.saving import relative_path
@@ -36,37 +33,19 @@ from ppo_lightning.cli.arguments import (
     run_folder,
     values,
 )
+from ppo_lightning.cli.flags import LINKED_SPACES, PARSER_TEXTS, add_flags
 from ppo_lightning.cli.report import console, evaluation_json, evaluation_table, recordings_json
 from ppo_lightning.cli.resume import resolve_checkpoint
 from ppo_lightning.cli.run_config import RunConfigCallback
 from ppo_lightning.cli.trainer import RecordingTrainer
-from ppo_lightning.commands import COMMANDS
-from ppo_lightning.commands.parser import PROGRAM, PPOArgumentParser
+from ppo_lightning.commands.parser import PPOArgumentParser
 from ppo_lightning.core.checkpoint import read_checkpoint
 from ppo_lightning.core.errors import ConfigurationError, NothingLeftError, check_range
 from ppo_lightning.core.files import make_writable_folder
-from ppo_lightning.core.spaces import space_to_dict
 from ppo_lightning.data import RolloutDataModule
 from ppo_lightning.loggers import NAME, leave_no_trace, run_loggers
 
 _SMALL_NETWORK = 100_000  # parameters
-_LINKED_SPACES = "observation_space", "action_space"
-
-_OPTIONS = (
-    "The options of a class that can be chosen: --model.help=PPO, --model.network.help=ActorCritic, "
-    "--data.env.help=ProcgenEnv."
-)
-_PARSER_TEXTS: dict[str, Any] = {
-    "prog": PROGRAM,
-    "description": "Proximal Policy Optimization for PyTorch Lightning. More commands, each with its own --help: "
-    + ", ".join(f"{name} ({text.rstrip('.')})" for name, text in COMMANDS.items())
-    + ".",
-    "allow_abbrev": False,
-    "fit": {"allow_abbrev": False, "description": f"Train an agent, or continue a run with --ckpt_path. {_OPTIONS}"},
-    "validate": {"allow_abbrev": False, "description": "Evaluate the agent of --ckpt_path and print a table."},
-    "video": {"allow_abbrev": False, "description": "Record episodes of the agent of --ckpt_path as mp4 files."},
-    "test": {"allow_abbrev": False, "description": "Evaluate the agent of --ckpt_path and print a table."},
-}
 
 
 class PPOLightningCLI(LightningCLI):
@@ -95,7 +74,7 @@ class PPOLightningCLI(LightningCLI):
             trainer_defaults={"max_epochs": -1, "gradient_clip_val": 0.5, "enable_model_summary": False},
             auto_configure_optimizers=False,
             parser_class=PPOArgumentParser,
-            parser_kwargs=_PARSER_TEXTS,
+            parser_kwargs=PARSER_TEXTS,
             args=None if args is None else list(args),
         )
 
@@ -109,29 +88,7 @@ class PPOLightningCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The groups beside trainer, model and data."""
-        parser.add_lightning_class_args(Evaluation, "evaluation")
-        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(FaultHandling, "faults")
-        parser.add_lightning_class_args(TrainingSummary, "summary")
-        parser.add_argument(
-            "--init_from",
-            type=Optional[str],
-            default=None,
-            help="Start a new run from the network weights of this checkpoint (fit only).",
-        )
-        parser.add_argument(
-            "--resume",
-            type=Optional[str],
-            default=None,
-            help="auto: go on from the newest good checkpoint of the newest run below --trainer.default_root_dir, or "
-            "start a run where there is none; or the folder of a run to go on with (fit only).",
-        )
-        parser.add_argument("--json", action="store_true", help="Print the evaluation as JSON, and nothing else.")
-        parser.set_defaults({"model": {"class_path": "ppo_lightning.PPO"}})
-        for name in _LINKED_SPACES:
-            parser.link_arguments(
-                f"data.{name}", f"model.init_args.{name}", compute_fn=space_to_dict, apply_on="instantiate"
-            )
+        add_flags(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Without ``--config``, a command on a checkpoint takes the configuration that its run was started with."""
@@ -180,7 +137,7 @@ class PPOLightningCLI(LightningCLI):
         config = self.config[self.subcommand]
         self._run_folder: Path | None = None
         self._resume_step: int | None = None
-        for name in _LINKED_SPACES:
+        for name in LINKED_SPACES:
             if config.model.init_args.get(name) is not None:
                 raise ConfigurationError(f"--model.{name} is taken from the environment of --data.env: leave it out.")
         check_range("--trainer.gradient_clip_val", config.trainer.gradient_clip_val or 0, 0)

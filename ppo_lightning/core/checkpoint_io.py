@@ -117,7 +117,7 @@ class CheckpointFileIO(TorchCheckpointIO):
         """Onto the CPU, and always as if ``weights_only=True``: the Trainer moves what it needs to the device."""
         local = _local_path(path)
         if local is None:
-            return super().load_checkpoint(path, map_location, weights_only)
+            return super().load_checkpoint(path, map_location, weights_only=True)
         return read_checkpoint(local)
 
 

@@ -1,7 +1,10 @@
 """Saves that fail, are killed or meet each other: the file of before stays, and nothing else is left."""
 
 import errno
+import functools
+import http.server
 import os
+import pickle
 import platform
 import signal
 import subprocess
@@ -239,6 +242,33 @@ def test_places_that_are_no_files_are_left_to_lightning():
     plugin.save_checkpoint(checkpoint(7), "memory://folder/a.ckpt")
     assert plugin.load_checkpoint("memory://folder/a.ckpt", weights_only=True)["RolloutDataModule"]["env_steps"] == 7
     assert not os.listdir()
+
+
+class Code:
+    """Makes a folder where it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("code_ran",)
+
+
+@pytest.mark.parametrize("weights_only", [None, False])
+def test_code_in_a_place_that_is_no_file_does_not_run(weights_only, monkeypatch):
+    """Lightning reads a web address with ``weights_only=False`` where it is told nothing."""
+    monkeypatch.setenv("TORCH_HOME", "cache")
+    torch.save({"state_dict": Code()}, "a.ckpt")
+    handler = functools.partial(Silent, directory=os.getcwd())
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.ckpt"
+        with pytest.raises(pickle.UnpicklingError):
+            CheckpointFileIO().load_checkpoint(address, weights_only=weights_only)
+        server.shutdown()
+    assert not Path("code_ran").exists()
+
+
+class Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
 
 
 def test_file_addresses_are_files(tmp_path):

@@ -142,6 +142,37 @@ def test_observations_are_not_overwritten_by_the_next_step(mode):
     env.close()
 
 
+def arrays_of(obs):
+    return obs.values() if isinstance(obs, dict) else [obs]
+
+
+class OneBuffer(ToyEnv):
+    """Writes every observation over the one before."""
+
+    def reset(self, *, seed=None, options=None):
+        self.buffer, info = super().reset(seed=seed)
+        return self.buffer, info
+
+    def _observe(self):
+        obs = super()._observe()
+        if not hasattr(self, "buffer"):
+            return obs
+        for old, new in zip(arrays_of(self.buffer), arrays_of(obs)):
+            old[...] = new
+        return self.buffer
+
+
+gymnasium.register("OneBuffer-v0", OneBuffer, disable_env_checker=True, order_enforce=False)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("obs", ["box", "dict"])
+def test_a_final_observation_is_not_overwritten_by_the_reset(obs, vectorization):
+    factory = GymnasiumEnv("tests.envs.test_gymnasium:OneBuffer-v0", vectorization, {"obs": obs})
+    for seed, transitions in zip(SEEDS, play(factory.make(SEEDS), num_steps=8)):
+        assert transitions == play_plain_toy(seed, 8)
+
+
 def test_box_actions_are_clipped_at_the_door():
     env = make_toy([0], actions="box")
     env.reset()

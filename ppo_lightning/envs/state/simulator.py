@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium
@@ -53,4 +54,7 @@ class SimulatorState(gymnasium.Wrapper[Any, Any, Any, Any]):
         if self._resets_next:
             obs, info = self.reset()
             return obs, 0.0, False, False, info
-        return self.env.step(action)
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if terminated or truncated:  # the reset in the same step may write over it
+            obs = copy.deepcopy(obs)
+        return obs, reward, terminated, truncated, info

@@ -63,8 +63,8 @@ class Collector:
         Raises:
             NotRestorableError: the simulators don't fit; they must be made anew.
         """
+        self.env.restarts = state["restarts"]  # before the state, which may say more of them
         self.env.load_state_dict(state["simulators"])
-        self.env.restarts = state["restarts"]
         self._obs, self._starts = from_plain(state["obs"]), from_plain(state["starts"])
         memory = state["memory"]
         if isinstance(memory, Mapping):

@@ -53,18 +53,21 @@ class JoinedVectorEnv(VectorEnv):
 
     @restarts.setter
     def restarts(self, value: int) -> None:
-        for part in self.parts[1:]:
-            part.restarts = 0
-        self.parts[0].restarts = value
+        each, left = divmod(value, len(self.parts))  # whose they were is only in the state
+        for index, part in enumerate(self.parts):
+            part.restarts = each + (index < left)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"parts": [part.state_dict() for part in self.parts]}
+        parts = [part.state_dict() for part in self.parts]
+        return {"parts": parts, "restarts": [part.restarts for part in self.parts]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if len(state["parts"]) != len(self.parts):
             raise NotRestorableError(f"the state is one of {len(state['parts'])} parts, not of {len(self.parts)}")
         for part, own in zip(self.parts, state["parts"]):
             part.load_state_dict(own)
+        for part, restarts in zip(self.parts, state.get("restarts", [])):  # not in older checkpoints
+            part.restarts = restarts
 
     def why_not_restorable(self) -> str | None:
         return next(filter(None, (part.why_not_restorable() for part in self.parts)), None)

@@ -9,10 +9,11 @@ import time
 
 import pytest
 
+from ppo_lightning import RunCheckpoint
 from tests.commands import LAST, REPOSITORY, RUN, WALK, command, load, logged, rows, run, sentence_of
 from tests.faults import SimulatorError
 from tests.ranks.processes import TWO_RANKS, process
-from tests.runs import Recorder, equal, fit, make_data, weights
+from tests.runs import Recorder, equal, fit, make_data, make_ppo, make_trainer, weights
 
 FAULTY = ["--data.env.id=tests.faults:FaultyWalk-v0"]
 ASYNC = "--data.env.vectorization=async"
@@ -98,6 +99,16 @@ def test_runs_that_lose_the_same_episodes_are_equal(vectorization):
     assert equal(runs[0][0], runs[1][0])
     logged = [[{n: v for n, v in row.items() if not n.startswith("time/")} for row in rows] for _, rows in runs]
     assert logged[0] == logged[1]
+
+
+def test_a_run_that_goes_on_knows_of_its_restarts_though_its_simulators_are_fresh(tmp_path):
+    last = tmp_path / "checkpoints/last.ckpt"
+    for iterations, path, dropped in ((2, None, 4), (3, last, 0)):
+        trainer = make_trainer(tmp_path, enable_checkpointing=True, callbacks=[RunCheckpoint()])
+        data = make_data("tests.faults:FaultyWalk-v0", iterations)
+        data.env.kwargs = {"after": 10}
+        trainer.fit(make_ppo(), data, ckpt_path=path)
+        assert data.rollout_metrics()["rollout/dropped_episodes"] == dropped
 
 
 def test_a_rank_restarts_its_own():

@@ -76,11 +76,15 @@ class EnvironmentsOfRanks:
             return ""
         self._is_resumed = False
         reason = _why_fresh(self.running, layout)
-        if not reason and self.running is not None:
+        if self.running is None:
+            return reason
+        if not reason:
             try:
                 collector.load_state_dict(self.running["ranks"][rank], device)
             except NotRestorableError as error:  # in another version of the simulator, say
                 reason = str(error)
+        elif len(self.running["ranks"]) == layout.world_size:  # their limit is one of the run
+            collector.env.restarts = self.running["ranks"][rank].get("restarts", 0)
         return reason
 
 

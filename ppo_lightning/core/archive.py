@@ -14,6 +14,7 @@ import pickletools
 import zipfile
 from typing import Any, BinaryIO
 
+_START = b"PK\3\4"  # without it torch.load looks for a file of its older format, whatever archive follows
 _END, _END_LENGTH = b"PK\5\6", 22  # a zip's last record, whose last two bytes are the length of the comment after it
 _MARK = b"ppo-lightning sha256 "
 _SEAL_LENGTH = len(_MARK) + 64
@@ -73,6 +74,9 @@ def check_archive(file: BinaryIO) -> None:
 
     An archive without a digest (of a version before, of another writer) is held against its own checksums.
     """
+    file.seek(0)
+    if file.read(len(_START)) != _START:
+        raise DamagedError("it does not begin as a checkpoint does")
     digest = seal_of(file)
     if digest is not None and digest != _digest(file):
         raise DamagedError("its digest is of another content")
@@ -109,7 +113,9 @@ def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     stored = all(info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size for info in infos)
     has_folder = any(info.is_dir() or info.external_attr & _IS_FOLDER for info in infos)
     is_plain = stored and not has_folder and sum(info.file_size for info in infos) <= size
-    if len(roots) != 1 or len(records) != len(infos) or not is_plain:
+    # torch.load counts from the start of the file, where zipfile counts from where it takes the archive to begin
+    is_whole_file = any(info.header_offset == 0 for info in infos)
+    if len(roots) != 1 or len(records) != len(infos) or not is_plain or not is_whole_file:
         raise DamagedError("its table of contents is not one that torch.save writes")
     return records
 

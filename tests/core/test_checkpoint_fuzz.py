@@ -207,6 +207,20 @@ def test_a_tensor_that_reaches_into_other_memory_is_refused(tmp_path):
         read_checkpoint(tmp_path / "a.ckpt")
 
 
+@pytest.mark.parametrize("is_of_old_format", [True, False])
+def test_what_is_looked_through_is_what_is_loaded(tmp_path, is_of_old_format):
+    """torch.load reads the first of two files in one, and a reader of zip archives the last."""
+    paths = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
+    for number, path in enumerate(paths):
+        is_zip = bool(number) or not is_of_old_format
+        torch.save(checkpoint(number=number), path, _use_new_zipfile_serialization=is_zip)
+    paths[0].write_bytes(paths[0].read_bytes() + paths[1].read_bytes())
+    assert torch.load(paths[0], weights_only=True)["number"] == 0
+    assert zipfile.ZipFile(paths[0]).read("b/data.pkl") == zipfile.ZipFile(paths[1]).read("b/data.pkl")
+    with pytest.raises(ConfigurationError, match="damaged"):
+        read_checkpoint(paths[0])
+
+
 def memory_hog(numbers):
     """A pickle that asks for two gigabytes."""
     return {

@@ -110,12 +110,13 @@ def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     infos = archive.infolist()
     roots = {info.filename.partition("/")[0] for info in infos}
     records = {info.filename.partition("/")[2]: info for info in infos}
+    names = {name.lower() for name in records}  # torch.load takes no notice of capital letters
     stored = all(info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size for info in infos)
     has_folder = any(info.is_dir() or info.external_attr & _IS_FOLDER for info in infos)
     is_plain = stored and not has_folder and sum(info.file_size for info in infos) <= size
     # torch.load counts from the start of the file, where zipfile counts from where it takes the archive to begin
     is_whole_file = any(info.header_offset == 0 for info in infos)
-    if len(roots) != 1 or len(records) != len(infos) or not is_plain or not is_whole_file:
+    if len(roots) != 1 or len(names) != len(infos) or not is_plain or not is_whole_file:
         raise DamagedError("its table of contents is not one that torch.save writes")
     return records
 

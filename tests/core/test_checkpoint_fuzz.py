@@ -221,6 +221,17 @@ def test_what_is_looked_through_is_what_is_loaded(tmp_path, is_of_old_format):
         read_checkpoint(paths[0])
 
 
+def test_records_that_differ_in_capital_letters_are_refused(tmp_path):
+    """torch.load takes one for the other; of these three it gives DATA/0."""
+    path = tmp_path / "a.ckpt"
+    torch.save(checkpoint(tensor=torch.zeros(3)), path)
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in ("DATA/0", "Data/0"):
+            archive.writestr(f"a/{name}", torch.full((3,), 7.0).numpy().tobytes())
+    with pytest.raises(ConfigurationError, match="table of contents"):
+        read_checkpoint(path)
+
+
 def memory_hog(numbers):
     """A pickle that asks for two gigabytes."""
     return {

@@ -162,11 +162,15 @@ class GymnasiumVectorEnv(VectorEnv):
         return actions + self.action_space.start if self.action_space.start else actions
 
     def state_dict(self) -> dict[str, Any]:
+        simulators = self._states.save()
+        lost = self.env.untold() if isinstance(self.env, Workers) else []
+        if lost:  # they are another episode's than the observations that were seen last
+            raise NotRestorableError(f"the worker process of environment {lost[0]} was lost after the last step")
         return {
             "num_envs": self.num_envs,
             "seeds": self.seeds,
             "resets_in_next_step": self.resets_in_next_step,
-            "simulators": self._states.save(),
+            "simulators": simulators,
             "only_resets": to_plain(self._only_resets),
             "broken_off": to_plain(self._broken_off),
         }

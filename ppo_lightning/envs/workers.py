@@ -62,6 +62,10 @@ class Workers(AsyncVectorEnv):  # type: ignore[type-arg]  # no generic in gymnas
         self.max_restarts, self._seed_of = limit, seed_of
         self.call("allow_restarts", limit)
 
+    def untold(self) -> list[int]:
+        """The environments whose replacement plays an episode that no step has told of yet."""
+        return [row for row, line in enumerate(self.parent_pipes) if line.is_untold]
+
     def replace(self, row: int) -> Replacement:
         """Start a process for an environment whose worker is dead.
 
@@ -201,6 +205,11 @@ class _Line:
         obs, info = answer[0], {RESTARTS: [*failures, *answer[-1].get(RESTARTS, [])]}
         _write_row(self._workers.observations, self._row, obs)
         return (obs, 0.0, False, False, info) if self._message[0] == "step" else (obs, info)
+
+    @property
+    def is_untold(self) -> bool:
+        """Whether the next step will be the first to tell of a replacement."""
+        return self._untold is not None
 
     def poll(self, timeout: float) -> bool:
         """Whether there is something to receive within ``timeout`` seconds."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from ppo_lightning.core.errors import ConfigurationError, TrainingError
+from ppo_lightning.core.errors import ConfigurationError, NotRestorableError, TrainingError
 from ppo_lightning.envs import GymnasiumEnv
 from ppo_lightning.envs.restart import DIED, derive_seed
 from tests.commands import REPOSITORY
@@ -152,6 +152,21 @@ def test_a_call_to_a_dead_worker_is_answered_and_the_loss_told_by_the_next_step(
     assert result.dropped.tolist() == [True, False]
     assert result.obs.tolist() == [[seed_of(0), 0, 0], [1, 0, 2]]
     assert env.step(still(2)).dropped is None
+    env.close()
+
+
+def test_a_state_is_not_taken_of_another_episode_than_was_seen():
+    """Until the next step tells of the loss, the replacement of a worker is ahead of its last observation."""
+    env = GymnasiumEnv("CartPole-v1", "async").make([0, 1])
+    env.allow_restarts(1)
+    env.reset()
+    env.step(still(2))
+    kill(env, 1)
+    for _ in range(2):
+        with pytest.raises(NotRestorableError, match="environment 1 was lost after the last step"):
+            env.state_dict()
+    assert env.step(still(2)).dropped.tolist() == [False, True]
+    assert env.state_dict()["num_envs"] == 2
     env.close()
 
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 _START = b"PK\3\4"  # without it torch.load looks for a file of its older format, whatever archive follows
 _END, _END_LENGTH = b"PK\5\6", 22  # a zip's last record, whose last two bytes are the length of the comment after it
+_END64_LENGTH, _LOCATOR, _LOCATOR_LENGTH = 56, b"PK\6\7", 20  # two records before it, which torch.save writes too
 _MARK = b"ppo-lightning sha256 "
 _SEAL_LENGTH = len(_MARK) + 64
 _CHUNK = 1 << 20
@@ -78,6 +79,7 @@ def check_archive(file: BinaryIO) -> None:
     if file.read(len(_START)) != _START:
         raise DamagedError("it does not begin as a checkpoint does")
     digest = seal_of(file)
+    _check_end(file, file.seek(0, os.SEEK_END) - _END_LENGTH - (0 if digest is None else _SEAL_LENGTH))
     if digest is not None and digest != _digest(file):
         raise DamagedError("its digest is of another content")
     try:
@@ -90,6 +92,15 @@ def check_archive(file: BinaryIO) -> None:
         raise
     except Exception as error:  # whatever a reader of random bytes runs into
         raise DamagedError(f"{type(error).__name__}") from error
+
+
+def _check_end(file: BinaryIO, end: int) -> None:
+    """Raise for an archive that names another place for what says where its contents are than zipfile looks at."""
+    file.seek(max(0, end - _LOCATOR_LENGTH))
+    locator = file.read(_LOCATOR_LENGTH)
+    named, expected = int.from_bytes(locator[8:16], "little"), end - _LOCATOR_LENGTH - _END64_LENGTH
+    if locator.startswith(_LOCATOR) and named != expected:
+        raise DamagedError("its table of contents is not where it belongs")
 
 
 def _digest(file: BinaryIO) -> bytes:

@@ -232,6 +232,21 @@ def test_records_that_differ_in_capital_letters_are_refused(tmp_path):
         read_checkpoint(path)
 
 
+def test_an_archive_has_one_table_of_contents(tmp_path):
+    """Its end says where; zipfile takes what comes right before all the same, and torch.load believes it."""
+    path = tmp_path / "a.ckpt"
+    torch.save(checkpoint(), path)
+    whole = path.read_bytes()
+    table, locator, end = whole[-98:-42], whole[-42:-22], whole[-22:]
+    start = int.from_bytes(table[48:], "little")
+    table = table[:48] + struct.pack("<Q", start + len(table))
+    locator = locator[:8] + struct.pack("<Q", start) + locator[16:]
+    path.write_bytes(whole[:start] + table + whole[start:-98] + table + locator + end)
+    assert torch.load(path, weights_only=True) == checkpoint()
+    with pytest.raises(ConfigurationError, match="is not where it belongs"):
+        read_checkpoint(path)
+
+
 def memory_hog(numbers):
     """A pickle that asks for two gigabytes."""
     return {

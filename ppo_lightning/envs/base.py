@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from pathlib import PurePath
 from typing import Any, Union, get_type_hints
 
 import numpy as np
@@ -208,15 +211,23 @@ def describe_settings(factory: EnvFactory) -> dict[str, str]:
 def _words(value: Any) -> str:
     if isinstance(value, EnvFactory):
         return str(describe_settings(value))
+    if isinstance(value, np.ndarray):
+        digest = hashlib.sha256(value.tobytes()).hexdigest()
+        return _words(value.tolist()) if value.dtype.hasobject else f"{value.dtype}{value.shape} {digest}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_words, value))}]"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key!r}: {_words(item)}' for key, item in value.items())}}}"
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(map(_words, value)))}}}"
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, range, np.generic, PurePath)):
         return repr(value)
+    if isinstance(value, Enum):
+        return f"{_words(type(value))}.{value.name}"
     if isinstance(value, functools.partial):  # of a class; the command line's name it among their arguments
         made = next((part for part in (value.func, *value.args) if isinstance(part, type)), value.func)
-        return f"{_words(made)}({_words(value.keywords)})"
+        others = "".join(f"{_words(part)}, " for part in value.args if part is not made)
+        return f"{_words(made)}({others}{_words(value.keywords)})"
     named = value if hasattr(value, "__qualname__") else type(value)
     return f"{named.__module__}.{named.__qualname__}"
 

@@ -1,9 +1,13 @@
 """What all factories of environments share."""
 
+import copy
 import functools
+from pathlib import Path
 
 import gymnasium
+import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import FlattenObservation, TimeAwareObservation
 
 from ppo_lightning.core.errors import ConfigurationError
@@ -57,6 +61,29 @@ def test_settings_in_words_differ_where_the_environment_does():
     ]
     words = [str(describe_settings(factory)) for factory in factories]
     assert len(set(words)) == len(words)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.int64(5), np.int64(6)),
+        (Path("maps/a"), Path("maps/b")),
+        (np.zeros(2), np.ones(2)),
+        (np.zeros(2), np.zeros((2, 1))),
+        (np.array([None, 1]), np.array([None, 2])),
+        ({1, 2}, {1, 3}),
+        (b"a", b"b"),
+        (range(3), range(4)),
+        (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP),
+        (functools.partial(max, 1), functools.partial(max, 2)),
+    ],
+)
+def test_settings_in_words_differ_where_a_value_does(one, other):
+    words, same, others = (
+        str(describe_settings(GymnasiumEnv("CartPole-v1", kwargs={"setting": value})))
+        for value in (one, copy.deepcopy(one), other)
+    )
+    assert words == same != others
 
 
 def test_settings_in_words_say_nothing_of_places_in_memory():

@@ -161,7 +161,10 @@ def _pack_generator(value: np.random.Generator) -> dict[str, Any]:
 
 
 def _pack_random_state(value: np.random.RandomState) -> dict[str, Any]:
-    return {TAG: "RandomState", "state": to_plain(value.get_state(legacy=False))}
+    state: Any = value.get_state(legacy=False)
+    if state["bit_generator"] != "MT19937":
+        raise NotRestorableError(f"a RandomState of {state['bit_generator']} cannot be saved")
+    return {TAG: "RandomState", "state": to_plain(state)}
 
 
 _PACK: dict[type, Callable[[Any], Any]] = {

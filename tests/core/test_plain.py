@@ -187,6 +187,7 @@ def test_old_generators_and_the_global_ones():
         (np.zeros(2, [("a", "i4")]), "'a'"),
         (lambda: 0, "function"),
         (torch.nn.Parameter(torch.zeros(1)), "Parameter"),
+        (np.random.RandomState(np.random.PCG64(1)), "RandomState of PCG64"),
     ],
 )
 def test_other_types_are_refused_by_name(value, name):

@@ -22,6 +22,7 @@ from ppo_lightning.algorithms.ranks import (
     SpreadMinibatches,
     allow_unused_parameters,
     check_not_empty,
+    fix_order_of_sums,
     look_at_ranks,
     parameter_hash,
 )
@@ -168,6 +169,7 @@ class OnPolicyModule(ActingModule):
     def on_train_start(self) -> None:
         """After a resume, let the settings of this run win over those stored with the optimiser's state."""
         self._steps_at_start = self._source.env_steps
+        fix_order_of_sums(self.trainer)
         self._optimization.settle(self.trainer, self.learning_rate, is_resumed=bool(self._source.iteration))
         self._clock.start()
 

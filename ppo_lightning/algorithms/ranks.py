@@ -80,6 +80,19 @@ def allow_unused_parameters(trainer: Trainer) -> None:
         )
 
 
+def fix_order_of_sums(trainer: Trainer) -> None:
+    """Let DDP on the CPU lay its buckets of gradients out now, from nothing but the order of the parameters.
+
+    It would do so again after the first backward pass of each process. Where a number lies decides in which order
+    three ranks or more add it up (two have but one order), so a resumed run would differ in its last bits.
+    """
+    reducer: Any = getattr(trainer.strategy.model, "reducer", None)
+    is_needed = trainer.world_size > 2 and trainer.strategy.root_device.type == "cpu"
+    if is_needed and hasattr(reducer, "_push_all_rebuilt_params") and hasattr(reducer, "_rebuild_buckets"):
+        reducer._push_all_rebuilt_params()
+        reducer._rebuild_buckets()
+
+
 def parameter_hash(trainer: Trainer, module: nn.Module, env_steps: int) -> int:
     """A number of 24 bits that changes with any bit of any parameter or buffer.
 

@@ -18,12 +18,21 @@ QUICK = ("PPO of unequal ranks, stopped by KL",)
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in AGENTS]
 )
 def test_two_ranks_go_on_bit_for_bit(name):
-    flags = [*agent_flags(name), *ALWAYS, "--data.num_envs=2", *TWO_RANKS]
+    check_goes_on([*agent_flags(name), *ALWAYS, "--data.num_envs=2", *TWO_RANKS], 2, 240)
+
+
+@pytest.mark.slow
+def test_three_ranks_go_on_bit_for_bit():
+    """More than two sum in an order that must be the same after a restart."""
+    check_goes_on([*agent_flags("PPO"), *ALWAYS, "--data.num_envs=2", *TWO_RANKS, "--trainer.devices=3"], 3, 288)
+
+
+def check_goes_on(flags, world_size, step):
     process("fit", *flags, "--trainer.default_root_dir=whole")
     shutil.copytree("whole", "again")
-    middle = Path("again", RUN, "checkpoints/step_240.ckpt")
+    middle = Path("again", RUN, f"checkpoints/step_{step}.ckpt")
     states = load(middle)["RolloutDataModule"]["running"]["ranks"]
-    assert len(states) == 2
+    assert len(states) == world_size
     assert not any("not_restorable" in state for state in states)
     process("fit", *flags, f"--ckpt_path={middle}", "--trainer.default_root_dir=again")
     assert compare(Path("whole"), Path("again")) == []

@@ -1,8 +1,12 @@
+import signal
+
 import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a shell that started the tests in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # or every command that they run would ignore it, too
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("tests")
 

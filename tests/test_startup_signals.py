@@ -1,5 +1,6 @@
 """SIGTERM before training has begun: the run ends, and leaves nothing behind."""
 
+import itertools
 import os
 import signal
 import time
@@ -56,9 +57,20 @@ def test_sigterm_during_the_start_up(where):
         check_ended(run)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("where", ["setup", "fit_start"])
+@pytest.mark.parametrize(
+    ("where", "rank", "signum"),
+    [
+        ("setup", 0, signal.SIGTERM),
+        ("fit_start", 1, signal.SIGTERM),
+        *(
+            pytest.param(where, rank, signum, marks=pytest.mark.slow)
+            for where, rank, signum in [
+                *(("setup", 1, signal.SIGTERM), ("fit_start", 0, signal.SIGTERM)),
+                *itertools.product(("setup", "fit_start"), (0, 1), [signal.SIGKILL]),
+            ]
+        ),
+    ],
+)
 def test_a_signal_to_one_of_two_ranks_during_the_start_up(where, rank, signum):
     with Run(*slow(), *TWO_RANKS, HALT % where) as run:
         run.until(lambda: have_both_come(where))

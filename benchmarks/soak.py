@@ -114,11 +114,11 @@ def main() -> None:
     parser.add_argument("--window", type=float, default=60.0, help="seconds that one printed line is of")
     parser.add_argument("--every", type=float, default=1.0, help="seconds between two looks")
     own, flags = parser.parse_known_args()
+    if min(own.window, own.every) <= 0 or own.minutes * 60 < 8 * own.window:
+        parser.error("a slope needs --minutes of at least 8 times --window, and both --window and --every above 0")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the run too
     windows = soak(flags, own.minutes, own.window, own.every)
     later = windows[len(windows) // 2 :]
-    if len(later) < 4:
-        raise SystemExit("Too short for a slope: the second half needs at least 4 windows (--minutes, --window).")
     for name, memory in [("lowest", [w.lowest for w in later]), ("highest", [w.highest for w in later])]:
         growth, error = slope(later, memory)
         print(f"second half, {name} of a window: {growth:+.2f} ± {error:.2f} MiB an hour")

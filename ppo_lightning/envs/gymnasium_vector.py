@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode
 
 from ppo_lightning.core.errors import ConfigurationError, NotRestorableError
 from ppo_lightning.core.plain import from_plain, to_plain
@@ -53,19 +53,15 @@ class GymnasiumVectorEnv(VectorEnv):
     def reset(self) -> ArrayObservation:
         self._only_resets[:], self._broken_off = False, None
         self._states.forget_failure()
-        obs, infos = self.env.reset(seed=self.seeds if self._is_one_each else self.seeds[0])
+        obs, infos = self.env.reset(seed=self.seeds if self._states.is_one_each else self.seeds[0])
         if RESTARTS in infos:
             self._budget.spend(infos, np.zeros(self.num_envs, dtype=bool))
         return _own(obs)
 
-    @property
-    def _is_one_each(self) -> bool:
-        return isinstance(self.env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
-
     def end_episodes(self, rows: Array) -> bool:
-        if self._is_one_each:
+        if self._states.is_one_each:
             self._broken_off = rows.copy() if self._broken_off is None else self._broken_off | rows
-        return self._is_one_each
+        return self._states.is_one_each
 
     def allow_restarts(self, limit: int, name: str = "Environment", at_once: bool = False) -> None:
         if self._can_restart:

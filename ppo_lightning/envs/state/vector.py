@@ -44,7 +44,7 @@ class VectorState:
             raise
 
     def _save(self) -> list[Any]:
-        if not self._is_one_each:
+        if not self.is_one_each:
             return [[(name_of(self.env), find_codec(self.env).save(self.env))]]
         self._refuse_strangers()
         answers = self.env.call("take_simulator_state", to_send=self._has_workers)
@@ -59,7 +59,7 @@ class VectorState:
         Raises:
             NotRestorableError: one of them doesn't fit.
         """
-        if not self._is_one_each:
+        if not self.is_one_each:
             ((name, state),) = simulators[0]
             if name != name_of(self.env):
                 raise NotRestorableError(f"the state is one of {name}, not of {name_of(self.env)}")
@@ -77,7 +77,8 @@ class VectorState:
                 raise NotRestorableError(problem)
 
     @property
-    def _is_one_each(self) -> bool:
+    def is_one_each(self) -> bool:
+        """Whether every row is an environment of its own, which can be reset and saved by itself."""
         return isinstance(self.env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
 
     @property

@@ -7,6 +7,7 @@ import gymnasium
 import pytest
 import torch
 
+from ppo_lightning.commands.parser import PPOArgumentParser
 from ppo_lightning.data.collect import Collector
 from tests.commands import (
     BEST,
@@ -225,3 +226,34 @@ def test_a_resumed_run_equals_a_resumed_copy():
     for root in (".", "copy"):
         run("fit", f"--ckpt_path={root}/{LAST}", "--data.total_timesteps=256")
     assert same(network_weights(LAST), network_weights("copy" / LAST))
+
+
+class Killed(BaseException):
+    """As abrupt as a signal."""
+
+
+def test_a_kill_while_the_configuration_is_written_leaves_the_run_resumable(monkeypatch):
+    run("fit", *WALK)
+    save = PPOArgumentParser.save
+
+    def half(self, config, path, *args, **kwargs):
+        save(self, config, path, *args, **kwargs)
+        text = Path(path).read_text()
+        Path(path).write_text("" if len(text) % 2 else text[: len(text) // 2])
+        raise Killed
+
+    with monkeypatch.context() as broken:
+        broken.setattr(PPOArgumentParser, "save", half)
+        with pytest.raises(Killed):
+            run("fit", RESUME, "--data.total_timesteps=192")
+    assert not (RUN / "config_1.yaml").exists()
+    run("fit", RESUME, "--data.total_timesteps=256")
+    assert config_of(name="config_1.yaml")["data"]["total_timesteps"] == 256
+
+
+def test_an_emptied_configuration_of_a_run_is_named():
+    run("fit", *WALK)
+    (RUN / "config.yaml").write_text("")
+    sentence = sentence_of(command("fit", RESUME, "--data.total_timesteps=192"))
+    for words in ("config.yaml", "holds nothing"):
+        assert words in sentence

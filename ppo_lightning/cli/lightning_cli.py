@@ -108,6 +108,7 @@ class PPOLightningCLI(LightningCLI):
         if checkpoint is not None and not values(given, "--config", "-c"):
             config = config_of_run(run_folder(checkpoint))
             if config is not None:
+                check_config(str(config))
                 quiet = [] if given[0] == "fit" else ["--trainer.logger=false"]
                 given[1:1] = [
                     "--config",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from ppo_lightning.core.files import written_whole
 from ppo_lightning.loggers import run_folder_of
 
 
@@ -15,14 +16,14 @@ class RunConfigCallback(SaveConfigCallback):
         """Nothing yet: a run that is refused leaves no trace in the folder of the one it would have continued."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it once, on the first rank."""
+        """Write it once, on the first rank; whole, whenever the run is killed, since the next one reads it."""
         if not trainer.loggers or self.already_saved:
             return
         folder = run_folder_of(trainer)
         if not trainer.is_global_zero:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         names = ["config.yaml", *(f"config_{number}.yaml" for number in range(1, 10_000))]
         path = next(folder / name for name in names if not (folder / name).exists())
-        self.parser.save(self.config, path, skip_none=False, overwrite=False, multifile=False)
+        with written_whole(path, "--trainer.default_root_dir") as part:
+            self.parser.save(self.config, part, skip_none=False, overwrite=True, multifile=False)
         self.already_saved = True

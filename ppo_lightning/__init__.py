@@ -15,15 +15,31 @@ from ppo_lightning.core.errors import ConfigurationError, TrainingError
 from ppo_lightning.core.rollout import PPOBatch, PPOSequenceBatch, Rollout
 from ppo_lightning.curves import plot_runs
 from ppo_lightning.data import RolloutDataModule, RolloutDataset
-from ppo_lightning.envs import GymnasiumEnv, ProcgenEnv
+from ppo_lightning.envs import CoordinationEnv, GymnasiumEnv, ProcgenEnv
 from ppo_lightning.loggers import run_loggers
-from ppo_lightning.models import ActorCritic, ImpalaCNN, ImpalaPPOModel, MLPEncoder, NatureCNN, PPOModelOutput
-from ppo_lightning.policies import PPOPolicy, export_onnx
+from ppo_lightning.models import (
+    ActorCritic,
+    CoordPPOModel,
+    ImpalaCNN,
+    ImpalaCoordPPOModel,
+    ImpalaPPOModel,
+    MLPEncoder,
+    NatureCNN,
+    PPOModelOutput,
+)
+from ppo_lightning.policies import AlwaysPolicy, LogitThresholdPolicy, Policy, PPOPolicy, RandomPolicy, export_onnx
 from ppo_lightning.version import __version__
 
 __all__ = [
     "PPO",
     "ActorCritic",
+    "AlwaysPolicy",
+    "CoordPPOModel",
+    "CoordinationEnv",
+    "ImpalaCoordPPOModel",
+    "LogitThresholdPolicy",
+    "Policy",
+    "RandomPolicy",
     "BestCheckpoint",
     "ConfigurationError",
     "EnvStepProgressBar",

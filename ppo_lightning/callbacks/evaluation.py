@@ -14,9 +14,10 @@ from ppo_lightning.callbacks.schedule import Cadence, env_steps, off_the_clock
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.metrics import log_metrics
 from ppo_lightning.data.episode_metrics import EpisodeMetrics
-from ppo_lightning.data.evaluate import EvaluationResult, envs_for, episode_quotas, evaluate
-from ppo_lightning.data.trainer_settings import name_of_envs
+from ppo_lightning.data.evaluate import EvaluationResult
+from ppo_lightning.data.scoring import Scoring, placement
 from ppo_lightning.envs.base import EnvFactory
+from ppo_lightning.policies.base import Policy
 from ppo_lightning.policies.ppo import PPOPolicy
 
 _FLAG = "--evaluation.splits"
@@ -36,6 +37,8 @@ class Evaluation(Callback):
         temperature: 0 takes the most probable action; 1 samples as in training.
         num_envs: environments played at once, at most: 100 episodes take 50 of 64, for two rounds without idle ones.
         max_num_steps: count episodes that reach this length as they are; null plays each to its end.
+        policy: plays in place of the agent, with ``validate`` and ``test``: a coordinator that needs no training, say
+            (AlwaysPolicy, RandomPolicy, LogitThresholdPolicy), or PPOPolicy with the ``load_path`` of a checkpoint.
         splits: names, and for each the settings in which its environment differs from ``--data.env``
             (``{val: {start_level: 50000}}``); null evaluates on that environment itself.
     """
@@ -48,6 +51,7 @@ class Evaluation(Callback):
         temperature: float = 0.0,
         num_envs: int = 64,
         max_num_steps: Optional[int] = None,
+        policy: Optional[Policy] = None,
         splits: Optional[dict[str, Optional[dict]]] = None,  # dict[str, Any] would read a class_path in it too early
     ) -> None:
         check_range("--evaluation.num_episodes", num_episodes, 1)
@@ -63,6 +67,7 @@ class Evaluation(Callback):
         self.temperature = temperature
         self.num_envs = num_envs
         self.max_num_steps = max_num_steps
+        self.policy = policy
         self.splits: Mapping[str, Mapping[str, Any]] = {
             name: settings or {} for name, settings in (splits or {"": {}}).items()
         }
@@ -106,6 +111,7 @@ class Evaluation(Callback):
                 "Evaluation needs environments: pass datamodule=RolloutDataModule(…) to the Trainer."
             )
         self._check_names(trainer)
+        self._check_policy(trainer, stage)
         self._factories = self.make_factories(trainer)
         check_monitors(trainer)
 
@@ -135,46 +141,37 @@ class Evaluation(Callback):
         """Evaluate every split now, and log it."""
         self.metrics, self.results = {}, {}
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        scoring = self.scoring(pl_module)
+        if self.policy is not None:
+            self.policy.place(placement(trainer))
+            self.policy.eval()
         for split, factory in self._factories.items():
             with beside_training(pl_module, datamodule.seed):
-                result = self._play(trainer, pl_module, factory)
+                result = scoring.play(trainer, factory, self.policy or PPOPolicy(pl_module.network))
             self.results[split] = result
-            self.metrics |= self._over_ranks(trainer, pl_module, result, _prefix(split))
+            metrics = scoring.over_ranks(trainer, result, datamodule.reports_solved)
+            self.metrics |= {_prefix(split) + name: value for name, value in metrics.items()}
         self._evaluated_at = env_steps(trainer)
         log_metrics(trainer, self.metrics, self._evaluated_at)
         return self.metrics
 
-    def _play(self, trainer: Trainer, pl_module: Any, factory: EnvFactory) -> EvaluationResult:
-        """Play the episodes that fall to this rank."""
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        num_envs = envs_for(self.num_episodes, self.num_envs)
-        streams = datamodule.eval_streams(num_envs)
-        if not streams.num_envs:
-            return EvaluationResult([], [], 0, 0.0)
-        quotas = episode_quotas(self.num_episodes, num_envs)[streams.first_env :][: streams.num_envs]
-        env = factory.make(streams.eval_env_seeds())
-        env.allow_restarts(datamodule.max_env_restarts, name_of_envs(trainer, "evaluation environment"), at_once=True)
-        try:
-            with pl_module.collecting():
-                return evaluate(
-                    PPOPolicy(pl_module.network),
-                    env,
-                    streams,
-                    quotas,
-                    self.temperature,
-                    self.max_num_steps,
-                    _action_id(pl_module),
-                )
-        finally:
-            env.close()
+    def scoring(self, pl_module: Any) -> Scoring:
+        """How each split is played."""
+        return Scoring(self.num_episodes, self.temperature, self.num_envs, self.max_num_steps, _action_id(pl_module))
 
-    def _over_ranks(self, trainer: Trainer, pl_module: Any, result: EvaluationResult, prefix: str) -> dict[str, float]:
+    def _check_policy(self, trainer: Trainer, stage: str) -> None:
+        if self.policy is None:
+            return
+        if stage == "fit":
+            raise ConfigurationError(
+                f"--evaluation.policy={type(self.policy).__name__} plays in place of the agent, whose training needs "
+                "evaluations of its own: give it to validate or test."
+            )
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        metrics = EpisodeMetrics(_action_id(pl_module), datamodule.reports_solved)
-        if trainer.world_size > 1:
-            metrics = metrics.to(pl_module.device)  # where its process group can reach it
-        metrics.update(result.episodes, result.action_steps, result.dropped)
-        return {prefix + name: float(value) for name, value in metrics.compute().items()}
+        try:
+            self.policy.check_spaces(datamodule.observation_space, datamodule.action_space)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"--evaluation.policy: {error}") from error
 
     def _check_names(self, trainer: Trainer) -> None:
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]

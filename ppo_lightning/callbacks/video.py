@@ -17,6 +17,7 @@ from ppo_lightning.callbacks.schedule import Cadence, env_steps, off_the_clock
 from ppo_lightning.core.errors import ConfigurationError, check_range, close_names
 from ppo_lightning.core.files import make_writable_folder
 from ppo_lightning.data.evaluate import episode_quotas, evaluate
+from ppo_lightning.data.scoring import place_networks
 from ppo_lightning.data.seeding import Streams
 from ppo_lightning.envs.base import Array, EnvFactory
 from ppo_lightning.loggers import run_folder_of
@@ -163,6 +164,7 @@ class VideoRecorder(Callback):
         assert evaluation is not None
         streams = Streams(datamodule.seed, first_env=0, num_envs=self.num_episodes)
         env = factory.make_rendering(streams.eval_env_seeds())
+        place_networks(env, trainer)
         fps = self.fps or env.render_fps
         files = [Mp4File(path, fps) for path in self._paths(trainer, split)]
         wants_gif = self.gif or any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
@@ -178,7 +180,7 @@ class VideoRecorder(Callback):
         try:
             with pl_module.collecting():
                 result = evaluate(
-                    PPOPolicy(pl_module.network),
+                    evaluation.policy or PPOPolicy(pl_module.network),
                     env,
                     streams,
                     episode_quotas(self.num_episodes, self.num_episodes),

@@ -103,7 +103,8 @@ class PPOLightningCLI(LightningCLI):
             self._resumes = "--resume=null" in resolved and "--resume=null" not in given
             given = resolved
         checkpoint = next(iter(values(given, "--ckpt_path")), None)
-        if checkpoint is None and not values(given, "--config", "-c") and not {"-h", "--help"} & set(given):
+        is_asked_for = bool(values(given, "--evaluation.policy") or {"-h", "--help"} & set(given))
+        if checkpoint is None and not values(given, "--config", "-c") and not is_asked_for:
             _refuse_without_checkpoint(next(iter(given), ""))
         if checkpoint is not None and not values(given, "--config", "-c"):
             config = config_of_run(run_folder(checkpoint))
@@ -150,7 +151,7 @@ class PPOLightningCLI(LightningCLI):
             raise ConfigurationError(
                 "--ckpt_path continues a run and --init_from starts a new one: give one of the two."
             )
-        if not config.ckpt_path:
+        if not config.ckpt_path and not config.evaluation.policy:
             _refuse_without_checkpoint(str(self.subcommand))
         if config.init_from:
             read_checkpoint(config.init_from, "--init_from")
@@ -291,7 +292,8 @@ class PPOLightningCLI(LightningCLI):
             checkpoint = self.config[self.subcommand].ckpt_path
             print(evaluation_json(evaluations, steps, checkpoint=checkpoint, **more))
             return
-        title = f"Evaluation after {steps:,} environment steps"
+        policy = evaluations[0].policy
+        title = f"Evaluation after {steps:,} environment steps" if policy is None else f"Evaluation of {policy}"
         speed = self.trainer.callback_metrics.get("time/sps")
         if speed is not None:
             title += f", {float(speed):,.0f} steps/s"

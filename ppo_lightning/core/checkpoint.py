@@ -117,11 +117,15 @@ def network_from_checkpoint(checkpoint: dict[str, Any], flag: str = "ckpt_path")
             "name: train with network=<class> or functools.partial(<class>, …), or pass network= when loading."
         )
     builder = build_from_config(NetworkBuilder, hparams["network"], "model.network")
-    network: nn.Module = builder(
-        space_from_dict(hparams["observation_space"]), space_from_dict(hparams["action_space"])
-    )
+    network: nn.Module = builder(*spaces_of(checkpoint))
     load_network_weights(network, checkpoint, flag)
     return network
+
+
+def spaces_of(checkpoint: dict[str, Any]) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    """The observation and the action space that a checkpoint's network was built for."""
+    hparams = checkpoint["hyper_parameters"]
+    return space_from_dict(hparams["observation_space"]), space_from_dict(hparams["action_space"])
 
 
 def load_network_weights(network: nn.Module, checkpoint: dict[str, Any], flag: str) -> None:

@@ -33,6 +33,14 @@ def stack_steps(num_steps: int, example: Observation) -> Any:
     return torch.empty((num_steps, *example.shape), dtype=example.dtype, device=example.device)
 
 
+def _write(target: Any, step: int, value: Any) -> None:
+    if isinstance(target, TensorDictBase):
+        for key, part in target.items():
+            _write(part, step, value[key])
+    else:
+        target[step].copy_(value)
+
+
 class Rollout(TensorClass["shadow"]):
     """``T`` steps of ``N`` environments, batch size ``(T, N)``.
 
@@ -76,12 +84,7 @@ class Rollout(TensorClass["shadow"]):
     def add(self, step: int, **fields: Any) -> None:
         """Write the given fields of one step: tensors of ``(N, *shape)``, copied into the storage."""
         for name, value in fields.items():
-            target = getattr(self, name)
-            if isinstance(target, TensorDictBase):
-                for key, tensor in target.items():
-                    tensor[step].copy_(value[key])
-            else:
-                target[step].copy_(value)
+            _write(getattr(self, name), step, value)
 
     def flatten(self) -> Rollout:
         """The valid transitions in one row, batch size ``(<= T·N,)``; time-major."""

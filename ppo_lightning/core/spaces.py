@@ -26,10 +26,10 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
         )
 
 
-def _check_observation_space(space: spaces.Space[Any], inside_dict: bool = False) -> None:
-    if isinstance(space, spaces.Dict) and not inside_dict:
+def _check_observation_space(space: spaces.Space[Any]) -> None:
+    if isinstance(space, spaces.Dict):
         for part in space.values():
-            _check_observation_space(part, inside_dict=True)
+            _check_observation_space(part)
     elif not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiBinary)):
         raise ConfigurationError(
             f"The observation space {space} is not supported: supported are {SUPPORTED_OBSERVATIONS}; wrap the "

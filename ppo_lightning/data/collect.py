@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -80,13 +80,13 @@ class Collector:
         Raises:
             TrainingError: an observation or a reward is not finite.
         """
-        if self._obs is None:
-            self._obs = self.env.reset()
-            self._state = agent.initial_state(self.env.num_envs)
-            check_finite_observation(self._obs, "at its first reset")
         self.episodes.start_rollout()
         truncations = _Truncations()
-        with agent.collecting():
+        with agent.collecting():  # networks may play in the environment too
+            if self._obs is None:
+                self._obs = self.env.reset()
+                self._state = agent.initial_state(self.env.num_envs)
+                check_finite_observation(self._obs, "at its first reset")
             noise = agent.draw_noise(self.num_steps, generators)
             for step in range(self.num_steps):
                 self._play(agent, step, noise[step], truncations)
@@ -212,7 +212,7 @@ class _Truncations:
 def to_device(obs: ArrayObservation, device: torch.device) -> Observation:
     """Simulator arrays as tensors on ``device``, in their own dtypes; a TensorDict for Dict observations."""
     if isinstance(obs, dict):
-        tensors = {key: torch.as_tensor(value).to(device) for key, value in obs.items()}
+        tensors = {key: to_device(value, device) for key, value in obs.items()}
         return TensorDict(tensors, batch_size=[len(next(iter(tensors.values())))])
     return torch.as_tensor(obs).to(device)
 
@@ -232,7 +232,7 @@ def check_finite_observation(obs: ArrayObservation, place: str, envs: Array | No
 
     ``envs`` are the environments that the rows belong to, where they are not all of them in order.
     """
-    for key, values in obs.items() if isinstance(obs, dict) else [("", obs)]:
+    for key, values in _leaves(obs):
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             row = int(np.argwhere(~np.isfinite(values))[0][0])
             row = row if envs is None else int(envs[row])
@@ -241,6 +241,14 @@ def check_finite_observation(obs: ArrayObservation, place: str, envs: Array | No
                 f"The {name} of environment {row} {place} is not finite: training stopped before it reached the "
                 "network; the environment needs mending."
             )
+
+
+def _leaves(obs: ArrayObservation, prefix: str = "") -> Iterator[tuple[str, Array]]:
+    if not isinstance(obs, dict):
+        yield prefix, obs
+        return
+    for key, part in obs.items():
+        yield from _leaves(part, f"{prefix}.{key}" if prefix else key)
 
 
 def _cat(parts: Sequence[Any]) -> Any:

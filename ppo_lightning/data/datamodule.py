@@ -11,7 +11,8 @@ import torch
 from gymnasium import spaces
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.ranks import gather_over_ranks
@@ -21,6 +22,7 @@ from ppo_lightning.data.environments import factory_of_split, make_envs
 from ppo_lightning.data.episodes import EpisodeStatistics
 from ppo_lightning.data.length import RunLength, TrainerLimits
 from ppo_lightning.data.running import EnvironmentsOfRanks, Layout
+from ppo_lightning.data.scoring import place_networks, score_of
 from ppo_lightning.data.seeding import Streams
 from ppo_lightning.data.shares import shares_of_a_rank
 from ppo_lightning.data.trainer_settings import (
@@ -221,7 +223,9 @@ class RolloutDataModule(LightningDataModule):
         shares = self._shares_of_a_rank(has_memory=agent.initial_state(1) is not None)
         streams = Streams(self.seed, self.trainer.global_rank * self.num_envs, self.num_envs)
         self._close()
+        self._prepare_env()
         env = make_envs(self.env, self.trainer.global_rank, streams, shares, self.iteration)
+        place_networks(env, self.trainer)
         env.allow_restarts(self.max_env_restarts, name_of_envs(self.trainer, "environment"))
         self._collector = Collector(env, self.num_steps)
         reason = self._environments.restore(
@@ -257,23 +261,39 @@ class RolloutDataModule(LightningDataModule):
 
     def val_dataloader(self) -> range:
         """One empty batch for ``validate``: the ``Evaluation`` callback plays."""
+        self._prepare_env()
         return range(1)
 
     def test_dataloader(self) -> range:
         """As for ``validate``."""
+        self._prepare_env()
         return range(1)
+
+    def _prepare_env(self) -> None:
+        """On all ranks together, and after a checkpoint was loaded, which may know."""
+        assert self.trainer is not None
+        with isolate_rng():
+            found = self.env.prepare(score_of(self.trainer))
+        if found:
+            rank_zero_info(found)
 
     def state_dict(self) -> dict[str, Any]:
         """The counters, of which random streams are functions, and the environments of all ranks."""
         if self._collector is not None and self._collector.is_open:
             self._environments.gather(self._collector, self._layout(self._shares_of_a_rank()), self.iteration)
-        return {"env_steps": self.env_steps, "iteration": self.iteration, "running": self._environments.running}
+        return {
+            "env_steps": self.env_steps,
+            "iteration": self.iteration,
+            "running": self._environments.running,
+            "env": self.env.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the counters of a checkpoint, and its environments when they are made."""
         self.env_steps = state_dict["env_steps"]
         self.iteration = state_dict["iteration"]
         self._environments.load(state_dict.get("running"), self.iteration)  # format 1 had none
+        self.env.load_state_dict(state_dict.get("env") or {})
         assert self.trainer is not None
         if self.trainer.state.fn != TrainerFn.FITTING:
             return

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -17,11 +18,15 @@ from ppo_lightning.data.episodes import Episode, EpisodeStatistics
 from ppo_lightning.data.seeding import Streams
 from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv, take_rows
 from ppo_lightning.functional.distributions import draw_noise
-from ppo_lightning.policies.ppo import PPOPolicy
+from ppo_lightning.policies.base import Policy
 
 _NOISE_STEPS = 64
 _PATIENCE = 100  # times max_num_steps
 _FEW = 7 / 8  # of the rows that act: fewer still needed, and the others are left out
+
+
+See = Callable[[ArrayObservation, Array], None]
+"""Looks at observations ``(N, *shape)``, of which some rows ``(K,)`` count."""
 
 
 @dataclass
@@ -34,6 +39,8 @@ class EvaluationResult:
         action_steps: how many of their steps took the action asked for.
         seconds: wall-clock time.
         dropped: episodes that were lost with their simulator and played anew.
+        base_actions: how many steps gave each discrete action to the simulator, where another agent than ``policy``
+            chose it: of a coordinator's novice and expert. Of episodes that were cut or dropped too.
     """
 
     episodes: list[Episode]
@@ -41,6 +48,7 @@ class EvaluationResult:
     action_steps: int
     seconds: float
     dropped: int = 0
+    base_actions: Counter[int] = field(default_factory=Counter)
 
     @property
     def steps(self) -> int:
@@ -60,7 +68,7 @@ def episode_quotas(num_episodes: int, num_envs: int) -> Array:
 
 
 def evaluate(
-    policy: PPOPolicy,
+    policy: Policy,
     env: VectorEnv,
     streams: Streams,
     quotas: Array,
@@ -68,6 +76,7 @@ def evaluate(
     max_num_steps: int | None = None,
     action_id: int | None = None,
     watch: Callable[[Array], None] | None = None,
+    see: See | None = None,
 ) -> EvaluationResult:
     """Play whole episodes with a fresh environment.
 
@@ -84,6 +93,7 @@ def evaluate(
         max_num_steps: episodes that reach this length count as they are.
         action_id: a discrete action to count.
         watch: called at the reset and after each step with the rows ``(K,)`` that show a counted episode.
+        see: called before each step with the observations and the rows ``(K,)`` whose action will count.
 
     Raises:
         TrainingError: an environment that cannot be reset alone never ends the episode that ``max_num_steps`` cut,
@@ -96,6 +106,8 @@ def evaluate(
     if watch is not None:
         watch(np.flatnonzero(counter.is_playing))
     while not counter.is_done:
+        if see is not None:
+            see(obs, np.flatnonzero(counter.is_playing))
         actions = player.act(obs, counter.has_more)
         showed = counter.is_playing if watch is not None else None
         result = env.step(actions)
@@ -105,17 +117,19 @@ def evaluate(
         if watch is not None and showed is not None:
             watch(np.flatnonzero(np.where(result.episode_starts, counter.is_playing, showed)))
     seconds = time.perf_counter() - started
-    return EvaluationResult(counter.episodes, counter.rows, counter.action_steps, seconds, counter.dropped)
+    return EvaluationResult(
+        counter.episodes, counter.rows, counter.action_steps, seconds, counter.dropped, counter.base_actions
+    )
 
 
 class _Player:
     """Acts in the environments that still have episodes to play; the others get zeros."""
 
-    def __init__(self, policy: PPOPolicy, env: VectorEnv, streams: Streams, temperature: float) -> None:
+    def __init__(self, policy: Policy, env: VectorEnv, streams: Streams, temperature: float) -> None:
         self._policy = policy
         self._temperature = temperature
         self._device = policy.device
-        self._noise = _Noise(env, streams, self._device) if temperature > 0 else None
+        self._noise = _Noise(env, streams, self._device) if policy.draws(temperature) else None
         self._num_envs = env.num_envs
         self._rows = np.arange(env.num_envs)
         policy.reset(np.ones(env.num_envs, dtype=bool))
@@ -158,6 +172,7 @@ class _QuotaCounter:
         self._cut = np.zeros(env.num_envs, dtype=bool)  # counted already, playing on where rows can't be reset
         self._running_action_steps = np.zeros(env.num_envs, dtype=np.int64)
         self.action_steps = 0
+        self.base_actions: Counter[int] = Counter()
         self.dropped = 0
         """Episodes that would have counted."""
         self.episodes: list[Episode] = []
@@ -175,6 +190,8 @@ class _QuotaCounter:
     def add(self, result: StepResult, actions: Array) -> None:
         if result.dropped is not None:
             self._drop(result.dropped)
+        if result.base_actions is not None and result.base_actions.ndim == 1:
+            self.base_actions.update(result.base_actions[self.is_playing & result.valid].tolist())
         if self._action_id is not None:
             self._running_action_steps += self.is_playing & result.valid & (actions == self._action_id)
         for row, episode in self._statistics.add(result):

@@ -1,7 +1,8 @@
 """Simulators behind one contract."""
 
 from ppo_lightning.envs.base import EnvFactory, StepResult, VectorEnv
+from ppo_lightning.envs.coordination import CoordinationEnv
 from ppo_lightning.envs.gymnasium import GymnasiumEnv
 from ppo_lightning.envs.procgen import ProcgenEnv
 
-__all__ = ["EnvFactory", "GymnasiumEnv", "ProcgenEnv", "StepResult", "VectorEnv"]
+__all__ = ["CoordinationEnv", "EnvFactory", "GymnasiumEnv", "ProcgenEnv", "StepResult", "VectorEnv"]

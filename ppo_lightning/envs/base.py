@@ -7,21 +7,23 @@ import hashlib
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePath
-from typing import Any, Union, get_type_hints
+from typing import Any, Protocol, Union, cast, get_type_hints
 
 import numpy as np
 from gymnasium import spaces
+from torch import nn
 
 from ppo_lightning.core.errors import ConfigurationError, NotRestorableError, close_names
 from ppo_lightning.core.instantiate import accept_value
+from ppo_lightning.policies.base import Policy
 
 Array = np.ndarray[Any, Any]
-ArrayObservation = Union[Array, dict[str, Array]]
-"""``(N, *shape)``, or a dict of such for Dict spaces."""
+ArrayObservation = Union[Array, dict[str, Any]]
+"""``(N, *shape)``, or a dict of such (or of further dicts) for Dict spaces."""
 
 
 @dataclass
@@ -39,6 +41,8 @@ class StepResult:
         final_obs: the true last observations of the rows that ended, ``(K, *shape)`` in row order; None where none
             ended or the simulator does not give them (then nothing is ``truncated``).
         base_rewards: ``(N,)`` rewards before costs, where an environment adds some.
+        base_actions: ``(N, …)`` what the simulator was given, where that is not the action of the step: by the agent
+            that a coordinator chose.
         solved: ``(N,)`` bool, of use where an episode ended: whether it reached its goal; None from simulators that
             do not say.
         dropped: ``(N,)`` bool: the simulator failed in this step and was restarted, so the episode broke off before
@@ -53,6 +57,7 @@ class StepResult:
     valid: Array
     final_obs: ArrayObservation | None = None
     base_rewards: Array | None = None
+    base_actions: Array | None = None
     solved: Array | None = None
     dropped: Array | None = None
 
@@ -99,6 +104,10 @@ class VectorEnv(ABC):
         """
         return
 
+    def place_networks(self, convert: Callable[[nn.Module], nn.Module]) -> None:
+        """Let ``convert`` move networks that play in the environment to the agent's device and precision."""
+        return
+
     def render(self) -> Array:
         """Pictures ``(N, H, W, 3)`` uint8 of the present state; of environments from ``make_rendering`` only."""
         raise NotImplementedError
@@ -132,6 +141,15 @@ class VectorEnv(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free the simulator. Safe to call twice."""
+
+
+class Score(Protocol):
+    """Plays whole episodes with a policy, on all ranks together."""
+
+    def __call__(
+        self, factory: EnvFactory, policy: Policy, *, num_episodes: int, temperature: float, max_num_steps: int | None
+    ) -> Mapping[str, float]:
+        """``return_mean``, ``length_mean`` and the like, the same on every rank."""
 
 
 class EnvFactory(ABC):
@@ -171,6 +189,29 @@ class EnvFactory(ABC):
         """
         return self
 
+    def prepare(self, score: Score) -> str:
+        """Find out, by playing, what the environments must know before they are played; once.
+
+        Returns:
+            What was found out, in a sentence; empty where it was known, or nothing is to be known.
+
+        Raises:
+            ConfigurationError: it can't be found out.
+        """
+        return ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What checkpoints keep of it: what was found out, and where it comes from; plain containers."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what a checkpoint knows, unless the settings say otherwise."""
+        return
+
+    def words_of(self, name: str) -> str:
+        """A setting in words, by which that of a checkpoint is compared with that of a run."""
+        return _words(getattr(self, name, None))
+
     def with_settings(self, settings: Mapping[str, Any], flag: str) -> EnvFactory:
         """The same environment with some settings changed; a setting that is a factory itself takes a mapping.
 
@@ -204,7 +245,7 @@ class EnvFactory(ABC):
 def describe_settings(factory: EnvFactory) -> dict[str, str]:
     """The settings of an environment in words, by which that of a checkpoint is compared with that of a run."""
     names = [name for name in inspect.signature(type(factory)).parameters if name not in factory.speed_settings]
-    own = {name: _words(getattr(factory, name, None)) for name in names}
+    own = {name: factory.words_of(name) for name in names}
     return {"class": f"{type(factory).__module__}.{type(factory).__qualname__}", **own}
 
 
@@ -240,5 +281,12 @@ def error_of_split(error: ConfigurationError, flag: str) -> ConfigurationError:
 def take_rows(obs: ArrayObservation, rows: Array) -> ArrayObservation:
     """The given rows of an observation, copied."""
     if isinstance(obs, dict):
-        return {key: value[rows] for key, value in obs.items()}
+        return {key: take_rows(value, rows) for key, value in obs.items()}
     return obs[rows]
+
+
+def join_rows(parts: Sequence[ArrayObservation]) -> ArrayObservation:
+    """The rows of the first observation, then those of the second, and so on."""
+    if isinstance(parts[0], dict):
+        return {key: join_rows([cast(dict[str, Any], part)[key] for part in parts]) for key in parts[0]}
+    return np.concatenate(cast(Sequence[Array], parts))

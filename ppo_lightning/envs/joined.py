@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from ppo_lightning.core.errors import NotRestorableError
-from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv
+from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv, join_rows
 
 
 class JoinedVectorEnv(VectorEnv):
@@ -72,6 +73,10 @@ class JoinedVectorEnv(VectorEnv):
     def why_not_restorable(self) -> str | None:
         return next(filter(None, (part.why_not_restorable() for part in self.parts)), None)
 
+    def place_networks(self, convert: Callable[[nn.Module], nn.Module]) -> None:
+        for part in self.parts:
+            part.place_networks(convert)
+
     def render(self) -> Array:
         return np.concatenate([part.render() for part in self.parts])
 
@@ -86,8 +91,4 @@ class JoinedVectorEnv(VectorEnv):
 def _join(parts: Sequence[Any]) -> Any:
     """One after another; a part without final observations had no episode that ended."""
     given = [part for part in parts if part is not None]
-    if not given:
-        return None
-    if isinstance(given[0], dict):
-        return {key: np.concatenate([part[key] for part in given]) for key in given[0]}
-    return np.concatenate(given)
+    return join_rows(given) if given else None

@@ -1,14 +1,17 @@
 """Networks: encoders and actor-critics."""
 
 from ppo_lightning.models.actor_critic import ActorCritic, ImpalaPPOModel
+from ppo_lightning.models.coordination import CoordPPOModel, ImpalaCoordPPOModel
 from ppo_lightning.models.encoders import Encoder, ImpalaCNN, MLPEncoder, NatureCNN
 from ppo_lightning.models.outputs import GaussianModelOutput, PPOModelOutput
 
 __all__ = [
     "ActorCritic",
+    "CoordPPOModel",
     "Encoder",
     "GaussianModelOutput",
     "ImpalaCNN",
+    "ImpalaCoordPPOModel",
     "ImpalaPPOModel",
     "MLPEncoder",
     "NatureCNN",

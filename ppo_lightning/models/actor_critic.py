@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Union, cast
 
 import numpy as np
@@ -23,7 +25,7 @@ RawObservation = Union[Observation, np.ndarray[Any, Any], Mapping[str, Any]]
 class ActorCritic(nn.Module):
     """Policy and value over encoded observations, for Discrete and Box actions.
 
-    The heads run in full precision also where the encoder runs in half: a bfloat16 value has three digits.
+    The heads run in full precision also where the encoder runs in half.
 
     Args:
         observation_space: one environment's observations.
@@ -76,12 +78,12 @@ class ActorCritic(nn.Module):
         tensors = as_observation(obs, self.device)
         hidden = self.embedder(tensors)
         critic_hidden = hidden if self.critic_embedder is None else self.critic_embedder(tensors)
-        if torch.is_autocast_enabled(hidden.device.type):
-            with torch.autocast(hidden.device.type, enabled=False):
-                return self._heads(hidden.float(), critic_hidden.float())
-        return self._heads(hidden, critic_hidden)
+        with in_full_precision(self.device):
+            return self._heads(hidden, critic_hidden)
 
     def _heads(self, hidden: Tensor, critic_hidden: Tensor) -> NetworkOutput:
+        dtype = self.fc_policy.weight.dtype
+        hidden, critic_hidden = hidden.to(dtype), critic_hidden.to(dtype)
         policy = self.fc_policy(hidden)
         value = self.fc_value(critic_hidden).squeeze(-1)
         if self.is_continuous:
@@ -113,6 +115,12 @@ class ImpalaPPOModel(ActorCritic):
             encoder=lambda space: ImpalaCNN(space, channels=channels, hidden_dim=hidden_dim),
             shared=True,
         )
+
+
+def in_full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast, where there is some: for heads, as a bfloat16 value has three digits."""
+    is_half = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if is_half else contextlib.nullcontext()
 
 
 def as_observation(obs: RawObservation, device: torch.device) -> Observation:

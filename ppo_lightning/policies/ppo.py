@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from ppo_lightning.core.checkpoint import network_from_checkpoint, read_checkpoint
+from ppo_lightning.core.checkpoint import network_from_checkpoint, read_checkpoint, spaces_of
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.rollout import State
 from ppo_lightning.functional.distributions import Distribution
 from ppo_lightning.models.actor_critic import RawObservation, as_observation
+from ppo_lightning.policies.base import Policy
 
 
-class PPOPolicy:
+class PPOPolicy(Policy):
     """Chooses actions by a network, from a checkpoint or given.
 
     >>> policy = PPOPolicy(load_path="lightning_logs/version_0/checkpoints/best.ckpt")  # doctest: +SKIP
@@ -27,18 +31,28 @@ class PPOPolicy:
         model: the network.
         load_path: a checkpoint to take network and weights from, without naming the environment.
 
+    Attributes:
+        model: the network.
+        memory: what a network with memory holds between two steps, ``(B, *shape)``; None before the first.
+        observation_space: what the checkpoint's network was trained on; None of a network that was given.
+        action_space: what it chooses from; None likewise.
+
     Raises:
         ConfigurationError: both or neither given, or a checkpoint that cannot be used.
     """
 
-    def __init__(self, model: nn.Module | None = None, load_path: Union[str, Path, None] = None) -> None:
+    def __init__(self, model: Optional[nn.Module] = None, load_path: Union[str, Path, None] = None) -> None:
         if (model is None) == (load_path is None):
             raise ConfigurationError("PPOPolicy needs either a model or a load_path, and not both.")
-        if model is None:
-            assert load_path is not None
-            model = network_from_checkpoint(read_checkpoint(load_path, "load_path"), "load_path").eval()
+        self.memory: State | None = None
+        self.observation_space: spaces.Space[Any] | None = None
+        self.action_space: spaces.Space[Any] | None = None
+        if load_path is not None:
+            checkpoint = read_checkpoint(load_path, "load_path")
+            model = network_from_checkpoint(checkpoint, "load_path").eval()
+            self.observation_space, self.action_space = spaces_of(checkpoint)
+        assert model is not None
         self.model = model
-        self._state: State | None = None
 
     @property
     def device(self) -> torch.device:
@@ -51,6 +65,7 @@ class PPOPolicy:
         obs: RawObservation,
         temperature: float = 1.0,
         return_model_output: bool = False,
+        *,
         noise: Tensor | None = None,
     ) -> Any:
         """Actions ``(B,)`` or ``(B, D)`` for observations ``(B, *shape)``.
@@ -68,34 +83,54 @@ class PPOPolicy:
         actions = _choose(output.distribution, temperature, noise)
         return (actions, output) if return_model_output else actions
 
+    def fresh(self) -> PPOPolicy:
+        other = copy.copy(self)
+        other.memory = None
+        return other
+
     def _run(self, obs: Any) -> Any:
         initial_state = getattr(self.model, "initial_state", None)
         if initial_state is None:
             return self.model(obs)
-        if self._state is None or len(self._state) != len(obs):
-            self._state = initial_state(len(obs))
-        output, self._state = self.model(obs, self._state)
+        if self.memory is None or len(self.memory) != len(obs):
+            self.memory = initial_state(len(obs))
+        output, self.memory = self.model(obs, self.memory)
         return output
 
     def reset(self, done: np.ndarray[Any, Any]) -> None:
         """Forget what came before in the rows where an episode ended; ``done`` is ``(B,)`` bool."""
-        if self._state is not None and len(self._state) != len(done):
-            self._state = None  # another number of rows: all begin anew
-        if self._state is not None and done.any():
+        if self.memory is not None and len(self.memory) != len(done):
+            self.memory = None  # another number of rows: all begin anew
+        if self.memory is not None and done.any():
             rows = torch.from_numpy(np.flatnonzero(done)).to(self.device)
-            self._state = self._state.clone()
-            self._state[rows] = self.model.initial_state(len(rows))  # type: ignore[operator]
+            self.memory = self.memory.clone()
+            self.memory[rows] = self.model.initial_state(len(rows))  # type: ignore[operator]
 
     def keep(self, rows: np.ndarray[Any, Any]) -> None:
         """Go on with only the rows where ``rows (B,)`` is true: the next ``act`` gets their observations."""
-        if self._state is not None:
-            self._state = self._state[torch.from_numpy(np.flatnonzero(rows)).to(self.device)]
+        if self.memory is not None:
+            self.memory = self.memory[torch.from_numpy(np.flatnonzero(rows)).to(self.device)]
+
+    def check_spaces(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        """Those of its checkpoint; of a network that was given nothing is known."""
+        for own, other, name in (
+            (self.observation_space, observation_space, "observations"),
+            (self.action_space, action_space, "actions"),
+        ):
+            if own is not None and own != other:
+                raise ConfigurationError(
+                    f"The checkpoint's network was trained with the {name} {own}, and the environment has {other}: use "
+                    "a checkpoint that was trained on such an environment."
+                )
+
+    def place(self, convert: Callable[[nn.Module], nn.Module]) -> None:
+        self.model = convert(self.model)
 
     def get_params(self) -> dict[str, Any]:
         """A copy of the network's parameters."""
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
-    def set_params(self, params: dict[str, Any]) -> None:
+    def set_params(self, params: Mapping[str, Any]) -> None:
         """Copy parameters into the network."""
         self.model.load_state_dict(params)
 

@@ -1,0 +1,214 @@
+"""The novice and the expert as they play in a coordination environment."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from ppo_lightning.core.errors import ConfigurationError
+from ppo_lightning.core.plain import from_plain, to_plain
+from ppo_lightning.core.rollout import State
+from ppo_lightning.envs.base import Array, ArrayObservation, join_rows, take_rows
+from ppo_lightning.functional.distributions import at_least_float32, draw_noise
+from ppo_lightning.policies.base import Policy
+from ppo_lightning.policies.ppo import PPOPolicy
+
+_BLOCK = 64  # steps that noise is drawn for at once
+
+
+class KeyedNoise:
+    """The noise of one step after another, by which agents sample: a function of each environment's seed and the step.
+
+    Args:
+        action_space: of the agents.
+        seeds: one an environment.
+    """
+
+    def __init__(self, action_space: spaces.Space[Any], seeds: Sequence[int]) -> None:
+        self.step = 0
+        """Steps drawn so far: all that a checkpoint needs."""
+        self._action_space, self._seeds = action_space, list(seeds)
+        self._block: Tensor | None = None
+        self._drawn = -1
+
+    def next(self) -> Tensor:
+        """``(N, …)``, on the CPU."""
+        block, row = divmod(self.step, _BLOCK)
+        if block != self._drawn:
+            generators = [torch.Generator().manual_seed(_key(seed, block)) for seed in self._seeds]
+            self._block = draw_noise(self._action_space, _BLOCK, generators, torch.float32, torch.device("cpu"))
+            self._drawn = block
+        assert self._block is not None
+        self.step += 1
+        return self._block[row]
+
+
+def _key(seed: int, block: int) -> int:
+    return int(np.random.SeedSequence([seed, block]).generate_state(1)[0])
+
+
+class PlayingAgent:
+    """One of the two agents in one vector environment. Its network runs at most once a step, however many ask for it.
+
+    Args:
+        name: novice or expert: what its features are named after.
+        policy: acts; nobody else uses this object.
+        features: shapes of what it shows of itself, by name without the agent's; none of a closed agent.
+        is_ahead: it acts in all rows as soon as observations are there, whoever is chosen; one that shows itself, or
+            has a memory, must.
+        temperature: by which it samples.
+    """
+
+    def __init__(
+        self, name: str, policy: Policy, features: Mapping[str, tuple[int, ...]], is_ahead: bool, temperature: float
+    ) -> None:
+        self.policy = policy
+        self._name, self._features, self._temperature = name, dict(features), temperature
+        self._is_ahead = is_ahead or bool(features)
+        self._obs: ArrayObservation | None = None
+        self._noise: Tensor | None = None
+        self._actions: Array | None = None
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether it samples."""
+        return self.policy.draws(self._temperature)
+
+    def see(
+        self, obs: ArrayObservation, starts: Array, noise: Tensor | None, final: tuple[ArrayObservation, Array] | None
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Take in the observations to act on next; returns its features of them, and of final observations.
+
+        Args:
+            obs: of all ``N`` rows.
+            starts: ``(N,)`` bool: the rows where an episode starts.
+            noise: of this step, ``(N, …)``.
+            final: observations ``(K, *shape)`` that are valued and not acted on, and the rows that they come from.
+        """
+        self._obs, self._noise, self._actions = obs, noise, None
+        if not self._is_ahead:
+            return {}, {}
+        if final is None or not self._features:
+            self.policy.reset(starts)
+            own, output = self._act(obs, noise)
+            self._actions = own
+            return self._shown(output, slice(None)), {}
+        return self._see_final(obs, starts, noise, *final)
+
+    def _see_final(
+        self, obs: ArrayObservation, starts: Array, noise: Tensor | None, final_obs: ArrayObservation, rows: Array
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """In one forward pass, the final observations with the memory that their episodes ended with."""
+        num_envs, policy = len(starts), cast(PPOPolicy, self.policy)
+        before = policy.memory
+        policy.reset(starts)
+        if before is not None:
+            picked = torch.from_numpy(rows).to(policy.device)
+            policy.memory = torch.cat([cast(Any, policy.memory), cast(Any, before)[picked]])
+        if noise is not None:
+            noise = torch.cat([noise, noise[torch.from_numpy(rows)]])
+        actions, output = self._act(join_rows([obs, final_obs]), noise)
+        if policy.memory is not None:
+            policy.memory = policy.memory[:num_envs]
+        self._actions = actions[:num_envs]
+        return self._shown(output, slice(num_envs)), self._shown(output, slice(num_envs, None))
+
+    def unseen(self, rows: int) -> dict[str, Array]:
+        """Zeros in place of features that nobody reads."""
+        return {f"{self._name}_{key}": np.zeros((rows, *shape), np.float32) for key, shape in self._features.items()}
+
+    def actions(self, rows: Array) -> Array:
+        """What it does in the given rows ``(K,)``, as the simulator takes it."""
+        if self._actions is not None:
+            return self._actions[rows]
+        assert self._obs is not None
+        noise = None if self._noise is None else self._noise[torch.from_numpy(rows)]
+        return self._act(take_rows(self._obs, rows), noise)[0]
+
+    def _act(self, obs: ArrayObservation, noise: Tensor | None) -> tuple[Array, Any]:
+        given = None if noise is None else noise.to(self.policy.device)
+        if isinstance(self.policy, PPOPolicy):
+            actions, output = self.policy.act(obs, self._temperature, True, noise=given)
+        else:
+            actions, output = self.policy.act(obs, self._temperature, noise=given), None
+        return torch.as_tensor(actions).cpu().numpy(), output
+
+    def _shown(self, output: Any, rows: slice) -> dict[str, Array]:
+        return {
+            f"{self._name}_{key}": at_least_float32(getattr(output, key)[rows]).cpu().numpy() for key in self._features
+        }
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it holds between two steps beside the observations, in plain containers."""
+        memory: State | None = getattr(self.policy, "memory", None)
+        return {
+            "actions": to_plain(self._actions),
+            "memory": memory.to_dict() if isinstance(memory, TensorDictBase) else memory,
+        }
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], obs: ArrayObservation, noise: Tensor | None, num_envs: int
+    ) -> None:
+        """Go on from there, with the observations and the noise of the step that comes."""
+        self._obs, self._noise, self._actions = obs, noise, from_plain(state["actions"])
+        memory = state["memory"]
+        if isinstance(memory, Mapping):
+            memory = TensorDict(dict(memory), batch_size=[num_envs])
+        if isinstance(self.policy, PPOPolicy):
+            self.policy.memory = None if memory is None else memory.to(self.policy.device)
+
+
+def look_at_agent(
+    name: str, policy: Policy, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of what an agent can show of itself, by name: ``hidden`` and ``logits`` (``mean`` for Box actions).
+
+    Raises:
+        ConfigurationError: it can't act in such an environment; names ``--data.env.<name>``.
+    """
+    flag = f"--data.env.{name}"
+    try:
+        policy.check_spaces(observation_space, action_space)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{flag}: {error}") from error
+    obs = _sample(observation_space, rows=2)
+    try:
+        noise = draw_noise(action_space, 1, [torch.Generator()] * 2, torch.float32, policy.device)[0]
+        if isinstance(policy, PPOPolicy):
+            actions, output = policy.fresh().act(obs, 1.0, True, noise=noise)
+        else:
+            actions, output = policy.fresh().act(obs, 1.0, noise=noise), None
+        plain = torch.as_tensor(actions).cpu().numpy()
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"{flag} does not fit --data.env.env, with the observations {observation_space} and the actions "
+            f"{action_space} ({type(error).__name__}: {reason}): name an agent that was trained on such an environment."
+        ) from error
+    fits = plain.shape == (2, *(action_space.shape or ()))
+    if fits and isinstance(action_space, spaces.Discrete):
+        fits = bool((plain >= 0).all() and (plain < action_space.n).all())
+    if not fits:
+        raise ConfigurationError(
+            f"{flag} takes other actions than {action_space} of --data.env.env: name an agent that was trained on such "
+            "an environment."
+        )
+    shown = ("hidden", "logits" if isinstance(action_space, spaces.Discrete) else "mean")
+    return {key: tuple(getattr(output, key).shape[1:]) for key in shown if hasattr(output, key)}
+
+
+def _sample(space: spaces.Space[Any], rows: int) -> ArrayObservation:
+    if isinstance(space, spaces.Dict):
+        return {key: _sample(part, rows) for key, part in space.items()}
+    space = copy.deepcopy(space)  # the environment may draw from its own
+    space.seed(0)
+    return np.stack([space.sample() for _ in range(rows)])

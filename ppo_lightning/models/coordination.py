@@ -1,0 +1,133 @@
+"""Networks of coordinators: what they see of the environment and of the novice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from ppo_lightning.core.errors import ConfigurationError, close_names
+from ppo_lightning.models.actor_critic import RawObservation, as_observation, in_full_precision
+from ppo_lightning.models.encoders import Encoder, ImpalaCNN
+from ppo_lightning.models.initialization import POLICY_GAIN, VALUE_GAIN, orthogonal_
+from ppo_lightning.models.outputs import PPOModelOutput
+
+FEATURE_TYPES = ("obs", "hidden", "hidden_obs", "dist", "hidden_dist", "obs_dist", "obs_hidden_dist")
+_KEYS = {"obs": "base_obs", "hidden": "novice_hidden", "dist": "novice_logits"}
+
+
+class CoordPPOModel(nn.Module):
+    """Policy and value of a coordinator: linear heads over the features that it is shown.
+
+    The heads run in full precision also where the encoder runs in half.
+
+    Args:
+        observation_space: of a coordination environment.
+        action_space: its two actions.
+        encoder: builds the encoder of ``base_obs`` from its space.
+        feature_type: which features are concatenated before the heads: ``obs``, the encoded ``base_obs``; ``hidden``,
+            the novice's hidden features; ``dist``, the novice's action probabilities; or several: ``hidden_obs``,
+            ``hidden_dist``, ``obs_dist``, ``obs_hidden_dist``.
+
+    Attributes:
+        embedder: the encoder; None where ``feature_type`` leaves ``obs`` out.
+        fc_policy: Linear to ``logit_dim`` logits, orthogonal with gain 0.01.
+        fc_value: Linear to the value, orthogonal with gain 1.
+        hidden_dim: features before the heads.
+        logit_dim: number of actions.
+
+    Raises:
+        ConfigurationError: an unknown ``feature_type``, or features that the environment does not show.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        encoder: Callable[[spaces.Space[Any]], Encoder] = ImpalaCNN,
+        feature_type: str = "obs",
+    ) -> None:
+        super().__init__()
+        if feature_type not in FEATURE_TYPES:
+            raise ConfigurationError(
+                f"--model.network.feature_type={feature_type} is not known: choose from {', '.join(FEATURE_TYPES)}."
+                f"{close_names(feature_type, FEATURE_TYPES)}"
+            )
+        self.feature_type = feature_type
+        self.features = tuple(name for name in _KEYS if name in feature_type.split("_"))
+        shown = _shown(observation_space, feature_type, self.features)
+        self.embedder = encoder(shown["base_obs"]) if "obs" in self.features else None
+        self.hidden_dim = 0 if self.embedder is None else self.embedder.output_dim
+        self.hidden_dim += sum(spaces.flatdim(shown[_KEYS[name]]) for name in self.features if name != "obs")
+        self.logit_dim = spaces.flatdim(action_space)
+        self.fc_policy = orthogonal_(nn.Linear(self.hidden_dim, self.logit_dim), POLICY_GAIN)
+        self.fc_value = orthogonal_(nn.Linear(self.hidden_dim, 1), VALUE_GAIN)
+
+    @property
+    def device(self) -> torch.device:
+        return self.fc_policy.weight.device
+
+    def forward(self, obs: RawObservation) -> PPOModelOutput:
+        """Observations of ``B`` rows, as tensors, numpy arrays or a mapping of either, to the output for ``B``."""
+        tensors = as_observation(obs, self.device)
+        assert isinstance(tensors, TensorDictBase)
+        encoded = None if self.embedder is None else self.embedder(tensors["base_obs"])
+        with in_full_precision(self.device):
+            return self._heads(tensors, encoded)
+
+    def _heads(self, obs: TensorDictBase, encoded: Tensor | None) -> PPOModelOutput:
+        dtype = self.fc_policy.weight.dtype
+        parts = [] if encoded is None else [encoded.to(dtype)]
+        if "hidden" in self.features:
+            parts.append(obs["novice_hidden"].to(dtype))
+        if "dist" in self.features:
+            parts.append(obs["novice_logits"].to(dtype).softmax(dim=-1))
+        hidden = torch.cat(parts, dim=-1)
+        return PPOModelOutput(self.fc_policy(hidden), self.fc_value(hidden).squeeze(-1), hidden)
+
+
+class ImpalaCoordPPOModel(CoordPPOModel):
+    """The IMPALA CNN that Procgen coordinators use (duo_ai's ``ImpalaCoordPPOModel``)."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        feature_type: str = "obs",
+        channels: tuple[int, ...] = (16, 32, 32),
+        hidden_dim: int = 256,
+    ) -> None:
+        """Build from spaces.
+
+        Args:
+            observation_space: of a coordination environment whose ``base_obs`` are images.
+            action_space: its two actions.
+            feature_type: what it sees: obs, hidden, hidden_obs, dist, hidden_dist, obs_dist or obs_hidden_dist.
+            channels: channels of each IMPALA block.
+            hidden_dim: features of the image.
+        """
+        super().__init__(
+            observation_space,
+            action_space,
+            encoder=lambda space: ImpalaCNN(space, channels=channels, hidden_dim=hidden_dim),
+            feature_type=feature_type,
+        )
+
+
+def _shown(space: spaces.Space[Any], feature_type: str, features: tuple[str, ...]) -> spaces.Dict:
+    if not isinstance(space, spaces.Dict) or "base_obs" not in space.spaces:
+        raise ConfigurationError(
+            "--model.network is one of a coordinator, and --data.env has no novice to coordinate: set --data.env to "
+            "CoordinationEnv, or choose another network."
+        )
+    for name in features:
+        if _KEYS[name] not in space.spaces:
+            raise ConfigurationError(
+                f"--model.network.feature_type={feature_type} reads {_KEYS[name]}, which a closed novice does not "
+                "show: set --data.env.open_novice=true, or feature_type=obs."
+            )
+    return space

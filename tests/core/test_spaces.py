@@ -101,7 +101,7 @@ def test_supported_spaces_pass(observation_space, action_space):
         spaces.Tuple((BOX, BOX)),
         spaces.Text(4),
         spaces.MultiDiscrete([2, 2]),
-        spaces.Dict(a=spaces.Dict(b=BOX)),
+        spaces.Dict(a=spaces.Dict(b=spaces.Text(4))),
         spaces.Dict(a=BOX, b=spaces.Text(4)),
     ],
 )

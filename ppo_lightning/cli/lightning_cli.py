@@ -23,6 +23,7 @@ from ppo_lightning.callbacks import (
     VideoRecorder,
 )
 from ppo_lightning.callbacks.saving import relative_path
+from ppo_lightning.cli.agents import agents_beside
 from ppo_lightning.cli.arguments import (
     callbacks_beside,
     check_config,
@@ -118,6 +119,7 @@ class PPOLightningCLI(LightningCLI):
                     *root_of_run(config),
                     *quiet,
                     *callbacks_beside(config, given),
+                    *agents_beside(config, checkpoint, given),
                 ]
             elif not values(given, "--init_from"):
                 read_checkpoint(checkpoint, "--ckpt_path")  # its own mistakes before those of missing settings

@@ -293,9 +293,11 @@ class RolloutDataModule(LightningDataModule):
         self.env_steps = state_dict["env_steps"]
         self.iteration = state_dict["iteration"]
         self._environments.load(state_dict.get("running"), self.iteration)  # format 1 had none
-        self.env.load_state_dict(state_dict.get("env") or {})
         assert self.trainer is not None
+        changed = self.env.load_state_dict(state_dict.get("env") or {})
         if self.trainer.state.fn != TrainerFn.FITTING:
+            if changed:
+                rank_zero_warn(changed)
             return
         self._length.check_left(self.env_steps)
         self._lower_limits()

@@ -204,9 +204,13 @@ class EnvFactory(ABC):
         """What checkpoints keep of it: what was found out, and where it comes from; plain containers."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what a checkpoint knows, unless the settings say otherwise."""
-        return
+    def load_state_dict(self, state: Mapping[str, Any]) -> str:
+        """Take up what a checkpoint knows, unless the settings say otherwise.
+
+        Returns:
+            What is another than it was for the checkpoint, in a sentence; empty where nothing is.
+        """
+        return ""
 
     def words_of(self, name: str) -> str:
         """A setting in words, by which that of a checkpoint is compared with that of a run."""

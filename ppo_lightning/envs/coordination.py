@@ -221,11 +221,17 @@ class CoordinationEnv(EnvFactory):
         self._policy(name)
         return self._loaded[name].digest
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> str:
         """The base penalty that a run found out goes on to hold."""
         known = state.get("base_penalty")
         if self.base_penalty is None and isinstance(known, float) and known >= 0:
             self.set_costs(known)
+        others = [
+            f"--data.env.{name}"
+            for name, saved in (state.get("agents") or {}).items()
+            if name in AGENTS and saved.get("sha256") != self._digest_of(name)
+        ]
+        return f"The checkpoint was trained with another {' and another '.join(others)}." if others else ""
 
 
 def _load(path: str, flag: str) -> PPOPolicy:

@@ -20,6 +20,7 @@ from ppo_lightning.loggers import run_loggers
 from ppo_lightning.models import (
     ActorCritic,
     CoordPPOModel,
+    GridCNN,
     ImpalaCNN,
     ImpalaCoordPPOModel,
     ImpalaPPOModel,
@@ -46,6 +47,7 @@ __all__ = [
     "Evaluation",
     "EvaluationEarlyStopping",
     "FaultHandling",
+    "GridCNN",
     "GymnasiumEnv",
     "ImpalaCNN",
     "ImpalaPPOModel",

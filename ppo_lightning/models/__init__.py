@@ -2,7 +2,7 @@
 
 from ppo_lightning.models.actor_critic import ActorCritic, ImpalaPPOModel
 from ppo_lightning.models.coordination import CoordPPOModel, ImpalaCoordPPOModel
-from ppo_lightning.models.encoders import Encoder, ImpalaCNN, MLPEncoder, NatureCNN
+from ppo_lightning.models.encoders import Encoder, GridCNN, ImpalaCNN, MLPEncoder, NatureCNN
 from ppo_lightning.models.outputs import GaussianModelOutput, PPOModelOutput
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "CoordPPOModel",
     "Encoder",
     "GaussianModelOutput",
+    "GridCNN",
     "ImpalaCNN",
     "ImpalaCoordPPOModel",
     "ImpalaPPOModel",

@@ -119,7 +119,7 @@ class MLPEncoder(Encoder):
             if is_image(part):
                 raise ConfigurationError(
                     f"MLPEncoder does not fit the image observation {part.shape}: set --model.network.encoder to "
-                    "NatureCNN or ImpalaCNN."
+                    "NatureCNN or ImpalaCNN, for small grids of categories to GridCNN."
                 )
         sizes = [sum(spaces.flatdim(part) for part in self.parts), *hidden_sizes]
         layers: list[nn.Module] = []
@@ -168,23 +168,23 @@ class ImageEncoder(Encoder):
         assert isinstance(space, spaces.Box)
         self.channels_last = space.shape[-1] <= space.shape[0]
         self.image_shape = space.shape if not self.channels_last else (space.shape[-1], *space.shape[:2])
-        self.is_uint8 = space.dtype == np.uint8
+        self.scale: float | None = 255 if space.dtype == np.uint8 else None
 
     def image(self, obs: Observation) -> Tensor:
-        """``(B, C, H, W)`` in the parameters' dtype; uint8 scaled to [0, 1]."""
+        """``(B, C, H, W)`` in the parameters' dtype, divided by the scale; that of uint8 pixels is 255."""
         (x,) = self.select(obs)
         if self.channels_last:
             x = x.permute(0, 3, 1, 2)  # a view whose memory is channels_last, what CPU and GPU kernels like best
         x = x.to(next(self.parameters()).dtype)
-        return x / 255 if self.is_uint8 else x
+        return x if self.scale is None else x / self.scale
 
     def check_size(self, minimum: int) -> None:
         """Raise unless both sides are at least ``minimum`` pixels."""
         if min(self.image_shape[1:]) < minimum:
             raise ConfigurationError(
                 f"{type(self).__name__} needs images of at least {minimum}×{minimum} pixels, not "
-                f"{self.image_shape[1]}×{self.image_shape[2]}: set --model.network.encoder to MLPEncoder after "
-                "gymnasium.wrappers.FlattenObservation, or to another encoder."
+                f"{self.image_shape[1]}×{self.image_shape[2]}: set --model.network.encoder to GridCNN for grids of "
+                "categories, to MLPEncoder after gymnasium.wrappers.FlattenObservation, or to another encoder."
             )
 
 
@@ -277,3 +277,49 @@ class ImpalaCNN(ImageEncoder):
 
     def forward(self, obs: Observation) -> Tensor:
         return torch.relu(self.linear(self.blocks(self.image(obs))))
+
+
+class GridCNN(ImageEncoder):
+    """A small CNN for grids of categories, as MiniGrid's views are: 3×3 convolutions that keep the size, Linear.
+
+    Observations are ``(W, H, C)``, whatever C is: one-hot categories may be more than the sides. For pictures take
+    NatureCNN or ImpalaCNN.
+
+    Args:
+        observation_space: a grid, or a Dict with one.
+        channels: channels of each convolution.
+        hidden_dim: features out.
+        scale: what the numbers are divided by. The default suits category numbers of 0 to 10 (MiniGrid's types of
+            things): by 255, as pixels are, they would all but vanish. 1 for one-hot categories.
+        in_keys: the key of the grid, where a Dict observation has several of three dimensions.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        channels: Sequence[int] = (32, 64),
+        hidden_dim: int = 128,
+        scale: float = 10.0,
+        in_keys: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(observation_space, in_keys)
+        if not channels or min(channels) < 1:
+            raise ConfigurationError(
+                f"--model.network.encoder.channels={list(channels)} must be one or more numbers of at least 1."
+            )
+        if not 0 < scale < math.inf:
+            raise ConfigurationError(f"--model.network.encoder.scale={scale} must be a number above 0.")
+        self.scale = scale
+        self.channels_last = True
+        width, height, depth = cast("tuple[int, int, int]", self.parts[0].shape)
+        self.image_shape = (depth, width, height)
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise([depth, *channels]):
+            layers += [orthogonal_(nn.Conv2d(fan_in, fan_out, 3, padding=1)), nn.ReLU()]
+        flat_dim = channels[-1] * width * height
+        self.layers = nn.Sequential(*layers, nn.Flatten(), orthogonal_(nn.Linear(flat_dim, hidden_dim)), nn.ReLU())
+        use_channels_last(self.layers)
+        self.output_dim = hidden_dim
+
+    def forward(self, obs: Observation) -> Tensor:
+        return self.layers(self.image(obs))

@@ -109,6 +109,15 @@ def _wrap(kind, args, kwargs, env):
     return kind(env, *args, **kwargs)
 
 
+def wrap_minigrid(name, /, *args, **kwargs):
+    """One wrapper of MiniGrid's, which is imported where it is used."""
+    return functools.partial(_wrap_minigrid, name, args, kwargs)
+
+
+def _wrap_minigrid(name, args, kwargs, env):
+    return getattr(importlib.import_module("minigrid.wrappers"), name)(env, *args, **kwargs)
+
+
 def limit(steps):
     return wrap("TimeLimit", steps)
 
@@ -136,6 +145,43 @@ def newest(name):
     """The id of a name's newest version: Gymnasium's releases differ."""
     return max((id for id in gymnasium.registry if id.startswith(f"{name}-v")), key=lambda id: int(id.split("-v")[1]))
 
+
+def minigrid(id, *wrapping, name="", proves="", **kwargs):
+    """In episodes of at most twelve steps."""
+    kwargs = {"max_steps": 12, **kwargs}
+    sizes = {"before": 19, "after": 30, "num_envs": 2}
+    return case(f"MiniGrid {name or id}", f"minigrid:MiniGrid-{id}", *wrapping, proves=proves, kwargs=kwargs,
+                needs=("minigrid",), **sizes)  # fmt: skip
+
+
+IMAGE, TEXTLESS = wrap_minigrid("ImgObsWrapper"), wrap("FilterObservation", ["image", "direction"])
+
+MINIGRIDS = {
+    "BlockedUnlockPickup-v0": "blockedunlockpickup:BlockedUnlockPickupEnv",
+    "DistShift1-v0": "distshift:DistShiftEnv",
+    "DoorKey-5x5-v0": "doorkey:DoorKeyEnv",
+    "Dynamic-Obstacles-Random-6x6-v0": "dynamicobstacles:DynamicObstaclesEnv",
+    "Empty-Random-5x5-v0": "empty:EmptyEnv",
+    "Fetch-5x5-N2-v0": "fetch:FetchEnv",
+    "FourRooms-v0": "fourrooms:FourRoomsEnv",
+    "GoToDoor-5x5-v0": "gotodoor:GoToDoorEnv",
+    "GoToObject-6x6-N2-v0": "gotoobject:GoToObjectEnv",
+    "KeyCorridorS3R2-v0": "keycorridor:KeyCorridorEnv",
+    "LavaCrossingS9N2-v0": "crossing:CrossingEnv",
+    "LavaGapS5-v0": "lavagap:LavaGapEnv",
+    "LockedRoom-v0": "lockedroom:LockedRoomEnv",
+    "MemoryS13Random-v0": "memory:MemoryEnv",
+    "MultiRoom-N2-S4-v0": "multiroom:MultiRoomEnv",
+    "ObstructedMaze-1Dlhb-v0": "obstructedmaze:ObstructedMaze_1Dlhb",
+    "ObstructedMaze-2Dlhb-v0": "obstructedmaze:ObstructedMaze_Full",
+    "ObstructedMaze-2Dlhb-v1": "obstructedmaze_v1:ObstructedMaze_Full_V1",
+    "Playground-v0": "playground:PlaygroundEnv",
+    "PutNear-6x6-N2-v0": "putnear:PutNearEnv",
+    "RedBlueDoors-6x6-v0": "redbluedoors:RedBlueDoorEnv",
+    "SimpleCrossingS9N3-v0": "wrappers:ImgObsWrapper",
+    "Unlock-v0": "unlock:UnlockEnv",
+    "UnlockPickup-v0": "unlockpickup:UnlockPickupEnv",
+}
 
 CHECKS = "common:PassiveEnvChecker common:OrderEnforcing common:TimeLimit restart:Restarting"
 BOX2D = {"needs": ("Box2D", "pygame"), "num_envs": 2}
@@ -332,6 +378,60 @@ SIMULATORS = [
         after=14,
         needs=("Box2D", "pygame"),
         num_envs=1,
+    ),
+    *(one for id, proves in MINIGRIDS.items() for one in minigrid(id, IMAGE, proves=proves)),
+    *minigrid(
+        "Dynamic-Obstacles-8x8-v0",
+        # these two draw from the environment's generator between its own draws
+        wrap_minigrid("StochasticActionWrapper", prob=0.6),
+        wrap("StickyAction", 0.5),
+        wrap_minigrid("NoDeath", no_death_types=("ball",)),
+        IMAGE,
+        name="stochastic actions",
+        proves="wrappers:StochasticActionWrapper wrappers:NoDeath",
+    ),
+    *minigrid(
+        "Empty-Random-6x6-v0",
+        wrap_minigrid("ReseedWrapper", seeds=(3, 4, 5)),
+        wrap_minigrid("ActionBonus"),
+        wrap_minigrid("PositionBonus", scale=0.5),
+        wrap_minigrid("FlatObsWrapper"),
+        name="bonuses",
+        proves="wrappers:ReseedWrapper wrappers:ActionBonus wrappers:PositionBonus wrappers:FlatObsWrapper",
+    ),
+    *minigrid(
+        "LavaCrossingS9N1-v0",
+        wrap_minigrid("ViewSizeWrapper", agent_view_size=5),
+        wrap_minigrid("OneHotPartialObsWrapper"),
+        wrap_minigrid("DictObservationSpaceWrapper"),
+        TEXTLESS,
+        name="one-hot",
+        proves="wrappers:ViewSizeWrapper wrappers:OneHotPartialObsWrapper wrappers:DictObservationSpaceWrapper",
+    ),
+    *minigrid(
+        "FourRooms-v0",
+        wrap_minigrid("FullyObsWrapper"),
+        wrap_minigrid("DirectionObsWrapper"),
+        wrap("FilterObservation", ["image", "goal_direction"]),
+        name="goal's direction",
+        proves="wrappers:FullyObsWrapper wrappers:DirectionObsWrapper",
+    ),
+    *minigrid(
+        "DoorKey-5x5-v0",
+        wrap_minigrid("SymbolicObsWrapper"),
+        IMAGE,
+        name="symbolic",
+        proves="wrappers:SymbolicObsWrapper",
+    ),
+    *minigrid(
+        "DoorKey-5x5-v0", wrap_minigrid("RGBImgObsWrapper"), IMAGE, name="picture", proves="wrappers:RGBImgObsWrapper"
+    ),
+    *minigrid(
+        "DoorKey-5x5-v0",
+        wrap_minigrid("RGBImgPartialObsWrapper"),
+        IMAGE,
+        name="picture of the view",
+        proves="wrappers:RGBImgPartialObsWrapper",
     ),
     *(
         Simulator(f"Procgen {game}", factory, factory.make, (), needs=("procgen",), before=90, after=300)

@@ -7,6 +7,7 @@ Every entry has a case in ``tests/stateful.py``, which proves it.
 from __future__ import annotations
 
 from ppo_lightning.envs.state.fields import Codec, Fields
+from ppo_lightning.envs.state.minigrid import MiniGridWorld
 from ppo_lightning.envs.state.replay import Replay, renew_car_racing_world, renew_walker_world
 
 _RANDOM = ("_np_random", "_np_random_seed")
@@ -80,6 +81,35 @@ _BOX2D = {
     "car_racing:CarRacing": Replay(renew_car_racing_world),
 }
 
+_MINIGRID = dict.fromkeys((
+    "blockedunlockpickup:BlockedUnlockPickupEnv", "crossing:CrossingEnv", "distshift:DistShiftEnv",
+    "doorkey:DoorKeyEnv", "dynamicobstacles:DynamicObstaclesEnv", "empty:EmptyEnv", "fetch:FetchEnv",
+    "fourrooms:FourRoomsEnv", "gotodoor:GoToDoorEnv", "gotoobject:GoToObjectEnv", "keycorridor:KeyCorridorEnv",
+    "lavagap:LavaGapEnv", "lockedroom:LockedRoomEnv", "memory:MemoryEnv", "multiroom:MultiRoomEnv",
+    "obstructedmaze:ObstructedMaze_1Dlhb", "obstructedmaze:ObstructedMaze_Full",
+    "obstructedmaze_v1:ObstructedMaze_Full_V1", "playground:PlaygroundEnv", "putnear:PutNearEnv",
+    "redbluedoors:RedBlueDoorEnv", "unlock:UnlockEnv", "unlockpickup:UnlockPickupEnv",
+), MiniGridWorld())  # fmt: skip
+
+_MINIGRID_WRAPPERS = {
+    "ImgObsWrapper": _wrapper(),
+    "FullyObsWrapper": _wrapper(),
+    "SymbolicObsWrapper": _wrapper(),
+    "OneHotPartialObsWrapper": _wrapper("", "tile_size"),
+    "RGBImgObsWrapper": _wrapper("", "tile_size"),
+    "RGBImgPartialObsWrapper": _wrapper("", "tile_size"),
+    "ViewSizeWrapper": _wrapper("", "agent_view_size"),
+    "DictObservationSpaceWrapper": _wrapper("", "max_words_in_mission word_dict"),
+    # the mission's letters are worked out anew where the mission is another than the cached one
+    "FlatObsWrapper": _wrapper("", "maxStrLen numCharCodes cachedStr cachedArray"),
+    "DirectionObsWrapper": _wrapper("goal_position", "type"),
+    "ReseedWrapper": _wrapper("seed_idx", "seeds"),
+    "ActionBonus": _wrapper("counts"),
+    "PositionBonus": _wrapper("counts", "scale"),
+    "NoDeath": _wrapper("", "death_cost no_death_types"),
+    "StochasticActionWrapper": _wrapper("", "prob random_action"),
+}
+
 _WRAPPERS = {
     # checks only, which a fresh one makes anew
     "common:PassiveEnvChecker": _wrapper(
@@ -139,6 +169,8 @@ CODECS: dict[str, Codec] = {
     **{f"gymnasium.envs.toy_text.{name}": codec for name, codec in _TOY_TEXT.items()},
     **{f"gymnasium.envs.box2d.{name}": codec for name, codec in _BOX2D.items()},
     **{f"gymnasium.wrappers.{name}": codec for name, codec in _WRAPPERS.items()},
+    **{f"minigrid.envs.{name}": codec for name, codec in _MINIGRID.items()},
+    **{f"minigrid.wrappers:{name}": codec for name, codec in _MINIGRID_WRAPPERS.items()},
     # the limit is told again, and whether it is open is its own
     "ppo_lightning.envs.restart:Restarting": _wrapper("first_seed restarts", "_make _is_open _limit"),
 }

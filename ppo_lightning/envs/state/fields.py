@@ -32,7 +32,7 @@ class Codec(Protocol):
 
 
 # fields of every environment and wrapper that are no state: settings, spaces, and what is worked out from them
-_ENV_FIELDS = frozenset(
+ENV_FIELDS = frozenset(
     {"action_space", "observation_space", "metadata", "render_mode", "spec", "_ezpickle_args", "_ezpickle_kwargs"}
 )
 _WRAPPER_FIELDS = frozenset(
@@ -78,7 +78,7 @@ class Fields:
         names = {*self._names(layer), *(name for name, _ in self.parts)}
         if state.keys() != names:
             raise NotRestorableError(
-                f"{describe(layer)} has other fields than the saved one: {_list(state.keys() ^ names)}"
+                f"{describe(layer)} has other fields than the saved one: {list_names(state.keys() ^ names)}"
             )
         for name in self._names(layer):
             setattr(layer, name, from_plain(state[name]))
@@ -93,11 +93,11 @@ class Fields:
     @cached_property
     def _known(self) -> frozenset[str]:
         parts = {name for name, _ in self.parts}
-        return _ENV_FIELDS | _WRAPPER_FIELDS | self.fixed | parts | {*self.saved, *self.optional}
+        return ENV_FIELDS | _WRAPPER_FIELDS | self.fixed | parts | {*self.saved, *self.optional}
 
     def _refuse_unknown(self, layer: Any) -> None:
         if not vars(layer).keys() <= self._known:
-            unknown = _list(vars(layer).keys() - self._known)
+            unknown = list_names(vars(layer).keys() - self._known)
             raise NotRestorableError(f"{describe(layer)} has a field that is not known: {unknown}")
 
 
@@ -112,5 +112,6 @@ def describe(layer: Any) -> str:
     return f"{kind}{type(layer).__qualname__}"
 
 
-def _list(names: Any) -> str:
+def list_names(names: Any) -> str:
+    """The names in alphabetical order, with commas."""
     return ", ".join(sorted(map(str, names)))

@@ -121,6 +121,7 @@ class Drawn(gymnasium.Env):
         "double": spaces.Box(-10, 10, (3,), np.float64),
         "image": spaces.Box(0, 255, (16, 18, 3), np.uint8),
         "frames": spaces.Box(0, 255, (4, 36, 40), np.uint8),
+        "grid": spaces.Box(0, 255, (7, 7, 3), np.uint8),
         "bits": spaces.MultiBinary(5),
         "number": spaces.Discrete(6, start=-2),
         # keys that are also names of outputs, of memory and of operations

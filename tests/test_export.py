@@ -17,6 +17,7 @@ from torch import nn
 
 from ppo_lightning import (
     ActorCritic,
+    GridCNN,
     GymnasiumEnv,
     ImpalaCNN,
     ImpalaPPOModel,
@@ -70,6 +71,7 @@ CASES = {
     "box-shared": Case("vector", "unbounded", functools.partial(ActorCritic, encoder=SMALL_MLP, shared=True)),
     "box-whole": Case("vector", "whole", functools.partial(Loud, encoder=SMALL_MLP)),
     "nature": Case("frames", "discrete", functools.partial(ActorCritic, encoder=NatureCNN, shared=True)),
+    "grid": Case("grid", "discrete", functools.partial(ActorCritic, encoder=GridCNN, shared=True)),
     "impala": Case("image", "box", functools.partial(ActorCritic, encoder=SMALL_IMPALA)),
     "impala-ppo": Case("image", "discrete", functools.partial(ImpalaPPOModel, channels=[4, 8], hidden_dim=16)),
     "bits": Case("bits", "discrete", functools.partial(ActorCritic, encoder=SMALL_MLP)),

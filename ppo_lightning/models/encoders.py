@@ -307,6 +307,8 @@ class GridCNN(ImageEncoder):
             raise ConfigurationError(
                 f"--model.network.encoder.channels={list(channels)} must be one or more numbers of at least 1."
             )
+        if hidden_dim < 1:
+            raise ConfigurationError(f"--model.network.encoder.hidden_dim={hidden_dim} must be at least 1.")
         if not 0 < scale < math.inf:
             raise ConfigurationError(f"--model.network.encoder.scale={scale} must be a number above 0.")
         self.scale = scale

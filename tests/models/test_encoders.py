@@ -5,7 +5,7 @@ from gymnasium import spaces
 from tensordict import TensorDict
 
 from ppo_lightning.core.errors import ConfigurationError
-from ppo_lightning.models import ImpalaCNN, MLPEncoder, NatureCNN
+from ppo_lightning.models import GridCNN, ImpalaCNN, MLPEncoder, NatureCNN
 
 HWC, CHW = spaces.Box(0, 255, (40, 44, 3), np.uint8), spaces.Box(0, 255, (3, 40, 44), np.uint8)
 VECTOR = spaces.Box(-1, 1, (3,))
@@ -126,6 +126,44 @@ def test_impala_equals_a_plain_implementation():
     torch.testing.assert_close(encoder(images), features, rtol=1e-5, atol=1e-6)
 
 
+GRID = spaces.Box(0, 255, (7, 7, 3), np.uint8)
+
+
+def test_grid_cnn_equals_a_plain_implementation():
+    encoder = GridCNN(spaces.Box(0, 255, (5, 4, 3), np.uint8), channels=(6, 8), hidden_dim=9)
+    weights, grids = encoder.state_dict(), torch.randint(0, 11, (2, 5, 4, 3), dtype=torch.uint8)
+    x = grids.permute(0, 3, 1, 2).float() / 10
+    for name in ("layers.0", "layers.2"):
+        x = torch.relu(torch.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1))
+    features = torch.relu(x.flatten(1) @ weights["layers.5.weight"].T + weights["layers.5.bias"])
+    torch.testing.assert_close(encoder(grids), features, rtol=1e-5, atol=1e-6)
+    assert features.shape == (2, encoder.output_dim) == (2, 9)
+    assert features.std() > 0
+
+
+def test_grid_cnn_has_the_sizes_and_gains_that_it_names():
+    encoder = GridCNN(GRID)
+    first, second, linear = (encoder.layers[number] for number in (0, 2, 5))
+    assert [tuple(layer.weight.shape) for layer in (first, second, linear)] == [
+        *((32, 3, 3, 3), (64, 32, 3, 3), (128, 64 * 7 * 7))
+    ]
+    torch.testing.assert_close(linear.weight @ linear.weight.T, 2 * torch.eye(128), rtol=1e-4, atol=1e-4)
+
+
+def test_grid_categories_are_divided_by_the_scale():
+    grids = torch.randint(0, 11, (2, 7, 7, 3), dtype=torch.uint8)
+    assert torch.equal(GridCNN(GRID).image(grids), grids.permute(0, 3, 1, 2) / 10)
+    assert torch.equal(GridCNN(GRID, scale=4).image(grids), grids.permute(0, 3, 1, 2) / 4)
+    wide = GridCNN(spaces.Box(0, 6, (7, 7, 3), np.int64))
+    assert torch.equal(wide.image(grids.long()), grids.permute(0, 3, 1, 2) / 10)
+
+
+def test_grids_of_more_categories_than_cells_are_channels_last():
+    encoder = GridCNN(spaces.Box(0, 255, (7, 5, 20), np.uint8), scale=1)
+    assert encoder.image(torch.zeros(2, 7, 5, 20, dtype=torch.uint8)).shape == (2, 20, 7, 5)
+    assert encoder(torch.zeros(2, 7, 5, 20, dtype=torch.uint8)).shape == (2, 128)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -138,6 +176,14 @@ def test_impala_equals_a_plain_implementation():
         (lambda: NatureCNN(VECTOR), "NatureCNN needs exactly one image.*MLPEncoder"),
         (lambda: ImpalaCNN(spaces.Dict(a=HWC, b=HWC)), "ImpalaCNN needs exactly one image.*in_keys"),
         (lambda: ImpalaCNN(spaces.Dict(a=VECTOR)), "ImpalaCNN needs exactly one image"),
+        (lambda: MLPEncoder(GRID), "for small grids of categories to GridCNN"),
+        (lambda: NatureCNN(GRID), "at least 36×36 pixels, not 7×7: .* GridCNN for grids of categories"),
+        (lambda: GridCNN(VECTOR), "GridCNN needs exactly one image.*MLPEncoder"),
+        (lambda: GridCNN(GRID, channels=[]), r"channels=\[\] must be one or more numbers of at least 1"),
+        (lambda: GridCNN(GRID, channels=[8, 0]), r"channels=\[8, 0\] must be"),
+        (lambda: GridCNN(GRID, hidden_dim=0), "hidden_dim=0 must be at least 1"),
+        (lambda: GridCNN(GRID, scale=0), "scale=0 must be a number above 0"),
+        (lambda: GridCNN(GRID, scale=float("nan")), "scale=nan must be a number above 0"),
         (lambda: NatureCNN(spaces.Box(0, 255, (35, 64, 3), np.uint8)), "at least 36×36 pixels, not 35×64"),
         (lambda: ImpalaCNN(spaces.Box(0, 255, (3, 64, 7), np.uint8)), "at least 8×8 pixels, not 64×7"),
     ],
@@ -150,3 +196,4 @@ def test_a_wrong_configuration_is_refused_in_words(build, message):
 def test_the_smallest_images_fit():
     assert NatureCNN(spaces.Box(0, 255, (36, 36, 1), np.uint8))(pixels(shape=(36, 36, 1))).shape == (2, 512)
     assert ImpalaCNN(spaces.Box(0, 255, (8, 8, 1), np.uint8))(pixels(shape=(8, 8, 1))).shape == (2, 256)
+    assert GridCNN(spaces.Box(0, 255, (1, 1, 3), np.uint8))(pixels(shape=(1, 1, 3))).shape == (2, 128)

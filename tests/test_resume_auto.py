@@ -67,6 +67,11 @@ def test_without_a_configuration_the_runs_own_is_taken():
     assert (steps_in(LAST), load(LAST)["hyper_parameters"]["gamma"]) == (192, 0.5)
 
 
+def test_a_run_that_was_started_by_it_is_evaluated_as_any_other():
+    run("fit", *WALK, "--resume=auto")
+    assert '"env_steps": 128' in run("validate", f"--ckpt_path={LAST}", "--json").out
+
+
 def test_it_continues_as_ckpt_path_does():
     run("fit", *WALK)
     shutil.copytree("lightning_logs", "copy/lightning_logs")
@@ -145,6 +150,14 @@ def test_the_root_may_come_in_a_group(is_file):
             f"--data.total_timesteps={total}",
         )
     assert logged(rows("runs" / RUN, "train/value_loss")) == [64, 128, 192]
+
+
+def test_a_later_configuration_takes_it_back():
+    run("fit", *WALK)
+    for name, resume in {"a": "auto", "b": None}.items():
+        Path(f"{name}.yaml").write_text(yaml.safe_dump({"resume": resume}))
+    run("fit", "--config=a.yaml", "--config=b.yaml", *WALK)
+    assert sorted(path.name for path in Path("lightning_logs").iterdir()) == ["version_0", "version_1"]
 
 
 @pytest.mark.parametrize("folder", ["runs", "runs/deep"])

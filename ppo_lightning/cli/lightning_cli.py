@@ -116,6 +116,7 @@ class PPOLightningCLI(LightningCLI):
                     "--config",
                     str(config),
                     "--init_from=null",
+                    "--resume=null",
                     *root_of_run(config),
                     *quiet,
                     *callbacks_beside(config, given),

@@ -134,7 +134,7 @@ def _number(name: str, prefix: str) -> int:
 
 
 def _setting(args: Sequence[str], name: str) -> Any:
-    """What the command line gives to a flag, itself or in a configuration file; the last one holds."""
+    """What the command line gives to a flag, itself or in a configuration file; the last one holds, be it null."""
     found = None
     for arg, following in itertools.zip_longest(args, args[1:]):
         flag, equals, value = arg.partition("=")
@@ -148,9 +148,10 @@ def _setting(args: Sequence[str], name: str) -> Any:
         elif value is not None and flag in ("--config", "-c") and Path(value).is_file():
             content = yaml.safe_load(Path(value).read_text())
             content = content.get(args[0], content)
-            for part in name.split("."):
+            *groups, last = name.split(".")
+            for part in groups:
                 content = content.get(part) if isinstance(content, dict) else None
-            found = found if content is None else content
+            found = content.get(last, found) if isinstance(content, dict) else found
     return found
 
 

@@ -18,6 +18,8 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from ppo_lightning.core.lock import LOCK_NAME
+
 NAME = "lightning_logs"
 _VERSION_OF_RUN = "PPO_LIGHTNING_VERSION"  # an environment variable that processes of one run inherit
 
@@ -130,7 +132,8 @@ def run_loggers(
 
     Args:
         root: folder that ``lightning_logs`` is in.
-        version: the run's folder in it, ``version_<n>``; by default the next free one, which is made at once.
+        version: the run's folder in it, ``version_<n>`` for a number; by default the next free one, which is made at
+            once.
         resume_step: environment steps of the checkpoint that the run continues.
     """
     if version is None:
@@ -149,7 +152,7 @@ def _claim_version(folder: Path) -> int:
     """
     taken = [path.name.removeprefix("version_") for path in folder.glob("version_*")]
     newest = max((int(number) for number in taken if number.isdigit()), default=-1)
-    if _rank():
+    if own_rank():
         return int(os.environ.get(_VERSION_OF_RUN, newest))
     folder.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(newest + 1):
@@ -162,17 +165,18 @@ def _claim_version(folder: Path) -> int:
     return number
 
 
-def _rank() -> int:
+def own_rank() -> int:
+    """The number of this process among those of a run, as far as it is known before they meet."""
     return getattr(rank_zero_only, "rank", None) or 0
 
 
 def leave_no_trace(loggers: Sequence[Logger]) -> None:
     """Remove the folder of a run that was refused before it began: one in which nothing was logged."""
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger) and not _rank():
+        if isinstance(logger, TensorBoardLogger) and not own_rank():
             logger.finalize("failed")
             folder = Path(logger.log_dir)
-            files = list(folder.iterdir()) if folder.is_dir() else []
+            files = [file for file in folder.iterdir() if file.name != LOCK_NAME] if folder.is_dir() else []
             if all(file.name.startswith("events.out.") or file.name == "hparams.yaml" for file in files):
                 for file in files:
                     file.unlink()

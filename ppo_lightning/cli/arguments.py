@@ -73,7 +73,7 @@ def callbacks_beside(config: Path, args: Sequence[str]) -> list[str]:
 
 def plain_value(text: str) -> Any:
     """What an argument holds in itself or in the file that it names; what is no YAML, the parser will refuse."""
-    with contextlib.suppress(OSError):  # a text too long for a file's name
+    with contextlib.suppress(OSError, UnicodeDecodeError):  # a text too long for a file's name, or a file of no text
         text = Path(text).read_text()
     with contextlib.suppress(yaml.YAMLError):
         return yaml.safe_load(text)

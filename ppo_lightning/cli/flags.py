@@ -46,8 +46,15 @@ def add_flags(parser: LightningArgumentParser) -> None:
         "--resume",
         type=Optional[str],
         default=None,
-        help="auto: go on from the newest good checkpoint of the newest run below --trainer.default_root_dir, or "
-        "start a run where there is none; or the folder of a run to go on with (fit only).",
+        help="auto: go on from the newest good checkpoint of the newest run below --trainer.default_root_dir, or of "
+        "the one of --run_name, or start a run where there is none; or the folder of a run to go on with (fit only).",
+    )
+    parser.add_argument(
+        "--run_name",
+        type=Optional[str],
+        default=None,
+        help="Name the run's folder: lightning_logs/<run_name> in place of version_<n>. --resume=auto and "
+        "--ckpt_path=last, best or hpc then mean this run and no other.",
     )
     parser.add_argument("--json", action="store_true", help="Print the evaluation as JSON, and nothing else.")
     parser.set_defaults({"model": {"class_path": "ppo_lightning.PPO"}})

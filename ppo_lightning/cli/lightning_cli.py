@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Optional
 
 import torch
@@ -38,13 +37,12 @@ from ppo_lightning.cli.flags import LINKED_SPACES, PARSER_TEXTS, add_flags
 from ppo_lightning.cli.report import console, evaluation_json, evaluation_table, recordings_json
 from ppo_lightning.cli.resume import resolve_checkpoint
 from ppo_lightning.cli.run_config import RunConfigCallback
+from ppo_lightning.cli.run_folder import RunFolder, name_of_run
 from ppo_lightning.cli.trainer import RecordingTrainer
 from ppo_lightning.commands.parser import PPOArgumentParser
 from ppo_lightning.core.checkpoint import read_checkpoint
 from ppo_lightning.core.errors import ConfigurationError, NothingLeftError, check_range
-from ppo_lightning.core.files import make_writable_folder
 from ppo_lightning.data import RolloutDataModule
-from ppo_lightning.loggers import NAME, leave_no_trace, run_loggers
 
 _SMALL_NETWORK = 100_000  # parameters
 
@@ -53,16 +51,18 @@ class PPOLightningCLI(LightningCLI):
     """Links data to model, continues runs in their own folders, and ends with a table."""
 
     def __init__(self, args: Optional[Sequence[str]] = None) -> None:
-        self._new_loggers: list[Any] = []
+        self._run_folder: RunFolder | None = None
         try:
             self._run_command(args)
-        except NothingLeftError:
-            if not self._resumes:
+        except BaseException as error:
+            if self._run_folder is not None:
+                self._run_folder.leave_no_trace()
+            if not (isinstance(error, NothingLeftError) and self._resumes):
                 raise
             self._say_complete()
-        except BaseException:
-            leave_no_trace(self._new_loggers)
-            raise
+        finally:
+            if self._run_folder is not None:
+                self._run_folder.release()
 
     def _run_command(self, args: Optional[Sequence[str]]) -> None:
         super().__init__(
@@ -118,6 +118,7 @@ class PPOLightningCLI(LightningCLI):
                     "--init_from=null",
                     "--resume=null",
                     *root_of_run(config),
+                    *name_of_run(config),
                     *quiet,
                     *callbacks_beside(config, given),
                     *agents_beside(config, checkpoint, given),
@@ -140,7 +141,6 @@ class PPOLightningCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Look at the checkpoints before anything is built."""
         config = self.config[self.subcommand]
-        self._run_folder: Path | None = None
         self._resume_step: int | None = None
         for name in LINKED_SPACES:
             if config.model.init_args.get(name) is not None:
@@ -158,12 +158,12 @@ class PPOLightningCLI(LightningCLI):
             _refuse_without_checkpoint(str(self.subcommand))
         if config.init_from:
             read_checkpoint(config.init_from, "--init_from")
-        if config.ckpt_path:
+        if self.subcommand == "fit":
+            self._run_folder = RunFolder(config)
+            self._run_folder.claim()
+        if config.ckpt_path:  # read once the folder is this run's, when nobody else saves there
             checkpoint = read_checkpoint(config.ckpt_path, "--ckpt_path")
             self._resume_step = checkpoint.get("RolloutDataModule", {}).get("env_steps")
-            folder = run_folder(config.ckpt_path)
-            if config_of_run(folder) is not None:
-                self._run_folder = folder
 
     def instantiate_classes(self) -> None:
         """Build data, model and Trainer; a new run may start from another's weights."""
@@ -189,11 +189,10 @@ class PPOLightningCLI(LightningCLI):
         else:  # the command of its own records, and knows where
             callbacks = [callback for callback in callbacks if not isinstance(callback, VideoRecorder)]
         config.callbacks = callbacks
-        if self.subcommand == "fit":
-            if config.logger in (None, True):
-                kwargs["logger"] = self._loggers(config.default_root_dir)
-        else:
+        if self._run_folder is None:
             kwargs["logger"] = False
+        elif config.logger in (None, True):
+            kwargs["logger"] = self._run_folder.loggers(self._resume_step)
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
@@ -215,18 +214,6 @@ class PPOLightningCLI(LightningCLI):
     @property
     def _is_json(self) -> bool:
         return bool(self.config[self.subcommand].json)
-
-    def _loggers(self, default_root_dir: Any) -> Any:
-        root = Path(default_root_dir or Path.cwd())
-        make_writable_folder(root / NAME, "--trainer.default_root_dir", root)
-        folder = self._run_folder
-        is_in_place = default_root_dir is None or (folder is not None and root.absolute() == folder.parent.parent)
-        if folder is None or folder.parent.name != NAME or not is_in_place:
-            self._new_loggers = run_loggers(root)
-            return self._new_loggers
-        version = folder.name.removeprefix("version_")
-        number = int(version) if version.isdigit() else folder.name
-        return run_loggers(folder.parent.parent, number, self._resume_step)
 
     # -- the run
 

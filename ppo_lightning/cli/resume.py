@@ -12,6 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from ppo_lightning.cli.arguments import plain_value, values
+from ppo_lightning.cli.run_folder import checkpoints_in, hpc_files, is_named, named_folder
 from ppo_lightning.core.checkpoint import DamagedCheckpointError, read_checkpoint
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.loggers import NAME
@@ -26,17 +27,27 @@ def resolve_checkpoint(args: Sequence[str]) -> list[str]:
     """
     resume, root = _setting(args, "resume"), Path(str(_setting(args, "trainer.default_root_dir") or "."))
     has_logger = str(_setting(args, "trainer.logger")).lower() != "false"
-    given = values(args, "--ckpt_path")
+    name, given = _setting(args, "run_name"), values(args, "--ckpt_path")
+    named = None if name is None else named_folder(root, name)
     if resume is None or args[0] != "fit":
-        is_keyword = bool(given) and given[-1] in KEYWORDS
-        return _replace(args, "--ckpt_path", str(_keyword(given[-1], root))) if is_keyword else list(args)
+        if given and given[-1] in KEYWORDS:
+            return _replace(args, "--ckpt_path", str(_keyword(given[-1], root, named)))
+        if args[0] != "fit" and [value for value in values(args, "--run_name") if value != "null"]:
+            raise ConfigurationError(
+                f"--run_name={name} is for fit, and for --ckpt_path=last, best or hpc: leave it out, --ckpt_path names "
+                "a file."
+            )
+        return list(args)
     for flag in ("--ckpt_path", "--init_from"):
         if [value for value in values(args, flag) if value != "null"]:
             raise ConfigurationError(
                 f"--resume={resume} finds the checkpoint to continue from, and {flag}={values(args, flag)[-1]} names "
                 "where to start: give one of the two."
             )
-    checkpoint = newest_checkpoint(root, has_logger) if resume == "auto" else checkpoint_of_run(Path(str(resume)))
+    if resume != "auto":
+        checkpoint: Path | None = checkpoint_of_run(Path(str(resume)))
+    else:
+        checkpoint = newest_checkpoint(root, has_logger) if named is None else newest_checkpoint_of(named)
     if checkpoint is None:
         return list(args)
     return [*_without(args, "--resume"), "--resume=null", "--init_from=null", f"--ckpt_path={checkpoint}"]
@@ -47,11 +58,17 @@ def newest_checkpoint(root: Path, has_logger: bool = True) -> Path | None:
 
     Without a logger ``root`` itself is the run's folder.
     """
-    run = newest_run(root) if has_logger else root if any(_candidates(root)) else None
-    last_resort = _hpc_files(root)
+    run = newest_run(root) if has_logger else root if any(checkpoints_in(root)) else None
+    last_resort = hpc_files(root)
     if run is None and not last_resort:
         return None
-    return _newest_good([*(_candidates(run) if run else []), last_resort], "auto")
+    return _newest_good([*(checkpoints_in(run) if run else []), last_resort], "auto")
+
+
+def newest_checkpoint_of(named: Path) -> Path | None:
+    """The newest good checkpoint of the run that has this folder by its name; None if there is none."""
+    candidates = checkpoints_in(named)
+    return _newest_good(candidates, "auto", "with another --run_name") if any(candidates) else None
 
 
 def checkpoint_of_run(folder: Path) -> Path:
@@ -63,7 +80,7 @@ def checkpoint_of_run(folder: Path) -> Path:
     if not folder.is_dir():
         what = "is a file: give it to --ckpt_path" if folder.is_file() else "does not exist: name the folder of a run"
         raise ConfigurationError(f"--resume={folder} {what}, or let --resume=auto find the newest run.")
-    candidates = _candidates(folder.absolute().parent if folder.absolute().name == "checkpoints" else folder)
+    candidates = checkpoints_in(folder.absolute().parent if folder.absolute().name == "checkpoints" else folder)
     if not any(candidates):
         raise ConfigurationError(
             f"--resume={folder} holds no checkpoint: name the folder of a run, such as lightning_logs/version_0."
@@ -72,27 +89,15 @@ def checkpoint_of_run(folder: Path) -> Path:
 
 
 def newest_run(root: Path) -> Path | None:
-    """The run with the highest ``version_<n>`` that has a checkpoint; one whose folder is empty has not begun."""
-    runs = [folder for folder in (root / NAME).glob("*") if any(_candidates(folder))]
+    """The run with the highest ``version_<n>`` that has a checkpoint; one whose folder is empty has not begun.
+
+    A run that was given a name is continued by that.
+    """
+    runs = [folder for folder in (root / NAME).glob("*") if any(checkpoints_in(folder)) and not is_named(folder)]
     return max(runs, key=lambda run: (_number(run.name, "version_"), run.name), default=None)
 
 
-def _candidates(run: Path) -> list[list[Path]]:
-    """``last.ckpt``, which alone is read if it is good (a ``step_<n>.ckpt`` beside it may be of a future that was
-    given up), and the others.
-    """
-    folder = run / "checkpoints"
-    last = folder / "last.ckpt"
-    others = sorted(path for path in folder.glob("*.ckpt") if path != last and path.is_file())
-    return [[last] if last.is_file() else [], [*others, *_hpc_files(run)]]
-
-
-def _hpc_files(folder: Path) -> list[Path]:
-    """Where Lightning saves when SLURM ends a job."""
-    return sorted(path for path in folder.glob("hpc_ckpt_*.ckpt") if path.is_file())
-
-
-def _newest_good(groups: Iterable[Sequence[Path]], value: str) -> Path:
+def _newest_good(groups: Iterable[Sequence[Path]], value: str, anew: str = "without --resume") -> Path:
     damaged: list[Path] = []
     for paths in groups:
         steps: dict[Path, int] = {}
@@ -106,17 +111,16 @@ def _newest_good(groups: Iterable[Sequence[Path]], value: str) -> Path:
             return max(paths, key=lambda path: steps.get(path, -1))
     names = ", ".join(str(path) for path in damaged)
     raise ConfigurationError(
-        f"--resume={value}: every checkpoint is damaged ({names}): restore one from a copy, or start a new run without "
-        "--resume."
+        f"--resume={value}: every checkpoint is damaged ({names}): restore one from a copy, or start a new run {anew}."
     )
 
 
-def _keyword(word: str, root: Path) -> Path:
-    run = newest_run(root)
+def _keyword(word: str, root: Path, named: Path | None) -> Path:
+    run = named or newest_run(root)
     folder = run / "checkpoints" if run else root / NAME
     if word == "hpc":
-        found = [path for place in (root, *((run, folder) if run else ())) for path in _hpc_files(place)]
-        found = sorted(found, key=lambda path: _number(path.stem, "hpc_ckpt_"))[-1:]
+        places = [*([] if named else [root]), *([run, folder] if run else [])]
+        found = sorted(itertools.chain(*map(hpc_files, places)), key=lambda path: _number(path.stem, "hpc_ckpt_"))[-1:]
     elif word == "last":
         found = [path for path in [folder / "last.ckpt"] if path.is_file()]
     else:

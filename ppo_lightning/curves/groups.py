@@ -15,7 +15,7 @@ from ppo_lightning.curves.runs import Run
 _SEEDS = "seed_everything", "data.seed", "data.env.init_args.rand_seed"
 _IGNORED = (
     *_SEEDS,
-    *("ckpt_path", "resume", "weights_only", "checkpoint", "summary", "json"),
+    *("run_name", "ckpt_path", "resume", "weights_only", "checkpoint", "summary", "json"),
     *("trainer.default_root_dir", "trainer.logger", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
 )
 _MAX_DIFFERENCES = 3  # in a label that is unique with them

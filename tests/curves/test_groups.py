@@ -35,6 +35,7 @@ def change(settings, name, value):
         ("trainer.default_root_dir", "/elsewhere"),
         ("trainer.logger", {"class_path": "CSVLogger", "init_args": {"save_dir": "x"}}),
         ("ckpt_path", "last.ckpt"),
+        ("run_name", "a"),
         ("checkpoint.save_freq", 100),
         ("summary", {"log_freq": 1}),
         ("json", True),

@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.commands import LAST, METRICS, REPOSITORY, counters, rows, run
+from tests.commands import LAST, METRICS, REPOSITORY, RUN, counters, rows, run
 
 OVERLAYS = {"debug", "procgen_splits"}
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if path.stem not in OVERLAYS)
-NEEDS = {"lunarlander": "Box2D", "procgen_coinrun": "procgen"}
+NEEDS = {"lunarlander": "Box2D", "procgen": "procgen", "minigrid": "minigrid"}
+AGENTS = "novice", "expert"
 DEBUG = REPOSITORY / "configs/debug.yaml"
 
 
 def needs(config):
-    package = NEEDS.get(config.stem)
+    package = NEEDS.get(config.stem.partition("_")[0])
     if package is not None and importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
 
@@ -24,17 +25,64 @@ each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.s
 
 
 def test_the_configurations_that_are_promised_are_there():
-    assert {path.stem for path in CONFIGS} >= {"acrobot", "cartpole", "lunarlander", "procgen_coinrun"}
+    chains = {f"{domain}_{stage}" for domain in ("procgen", "minigrid") for stage in (*AGENTS, "coordination")}
+    assert {path.stem for path in CONFIGS} == {"acrobot", "cartpole", "lunarlander", "procgen_coinrun", *chains}
 
 
-@each_config
+@pytest.mark.parametrize("domain", ["procgen", "minigrid"])
+def test_a_coordinators_configuration_names_the_checkpoints_of_its_agents(domain):
+    paths = {stage: REPOSITORY / f"configs/{domain}_{stage}.yaml" for stage in (*AGENTS, "coordination")}
+    env = yaml.safe_load(paths["coordination"].read_text())["data"]["env"]["init_args"]
+    for agent in AGENTS:
+        written = yaml.safe_load(paths[agent].read_text())
+        splits = written["evaluation"].get("splits") or {"": None}
+        best = {f"best_{split}.ckpt" if split else "best.ckpt" for split in splits}
+        folder, _, name = env[agent].rpartition("/")
+        assert folder == f"lightning_logs/{written['run_name']}/checkpoints"
+        assert name in best
+
+
+def debug(config, *flags):
+    return run("fit", "--config", config, "--config", DEBUG, "--trainer.enable_progress_bar=false", *flags)
+
+
+def agents_of(config):
+    """The configurations of the novice and the expert that a coordinator's needs, trained for a moment."""
+    domain, _, stage = config.stem.partition("_")
+    if stage != "coordination":
+        return []
+    for agent in AGENTS:
+        check_that_it_trains(config.with_stem(f"{domain}_{agent}"))
+    return ["--data.env.base_penalty=0.1"]  # untrained experts earn nothing to measure it by
+
+
+def folder_of(config):
+    return RUN.with_name(yaml.safe_load(config.read_text()).get("run_name") or RUN.name)
+
+
+@pytest.mark.parametrize(
+    "config", [path for path in CONFIGS if not path.stem.endswith(AGENTS)], ids=lambda path: path.stem
+)
 def test_it_trains_with_the_debug_overlay(config):
     needs(config)
-    outcome = run("fit", "--config", config, "--config", DEBUG, "--trainer.enable_progress_bar=false")
+    check_that_it_trains(config, *agents_of(config))
+
+
+def check_that_it_trains(config, *flags):
+    outcome = debug(config, *flags)
     assert "Evaluation after 128 environment steps" in outcome.out
-    assert counters(LAST) == {"env_steps": 128, "iteration": 2}
+    assert counters(folder_of(config) / "checkpoints/last.ckpt") == {"env_steps": 128, "iteration": 2}
     # no episode need end in sixteen steps
-    assert set(rows()[0]) >= METRICS - {"rollout/return_mean", "rollout/length_mean"}
+    columns = set(rows(folder_of(config))[0])
+    named = {name for name in METRICS if not name.startswith("eval/")}
+    assert columns >= named - {"rollout/return_mean", "rollout/length_mean"}
+    assert any(name.startswith("eval/") and name.endswith("return_mean") for name in columns)
+
+
+def holds(printed, written):
+    if not isinstance(written, dict):
+        return printed == written
+    return all(key in printed and holds(printed[key], value) for key, value in written.items() if key != "class_path")
 
 
 @each_config
@@ -42,7 +90,7 @@ def test_print_config_shows_what_it_says(config):
     printed = yaml.safe_load(run("fit", "--config", config, "--print_config").out)
     written = yaml.safe_load(config.read_text())
     assert not list(Path().iterdir())
-    assert printed["data"]["env"]["init_args"].items() >= written["data"]["env"]["init_args"].items()
+    assert holds(printed["data"]["env"]["init_args"], written["data"]["env"]["init_args"])
     for name in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "total_timesteps"):
         assert printed["data"][name] == written["data"][name]
     model = {name: value for name, value in written["model"].items() if name != "network"}

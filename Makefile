@@ -9,13 +9,21 @@ BIN := .venv/bin
 SETUP := .venv/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all lint setup clean
+.PHONY: help train test test-all lint setup clean minigrid-chain minigrid-novice minigrid-expert
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 train: $(SETUP)  ## train CONFIG (configs/cartpole.yaml); more flags in ARGS
 	$(BIN)/ppo-lightning fit --config $(CONFIG) $(ARGS)
+
+minigrid-chain: minigrid-novice minigrid-expert  ## novice, expert, coordinator and their comparison (-j2: side by side)
+	$(BIN)/ppo-lightning fit --config configs/minigrid_coordination.yaml --resume=auto $(ARGS)
+	$(BIN)/ppo-lightning compare --ckpt_path lightning_logs/minigrid_coordination/checkpoints/best_test_hard.ckpt \
+		--out lightning_logs/minigrid_coordination/comparison.png
+
+minigrid-novice minigrid-expert: minigrid-%: $(SETUP)
+	$(BIN)/ppo-lightning fit --config configs/minigrid_$*.yaml --resume=auto $(ARGS)
 
 test: $(SETUP)  ## every test but the slow ones
 	$(BIN)/python -m pytest $(ARGS)

@@ -32,22 +32,34 @@ class KeyedNoise:
     """
 
     def __init__(self, action_space: spaces.Space[Any], seeds: Sequence[int]) -> None:
-        self.step = 0
-        """Steps drawn so far: all that a checkpoint needs."""
-        self._action_space, self._seeds = action_space, list(seeds)
+        self._action_space, self._seeds = action_space, [int(seed) for seed in seeds]
+        self._step = 0
         self._block: Tensor | None = None
         self._drawn = -1
 
     def next(self) -> Tensor:
         """``(N, …)``, on the CPU."""
-        block, row = divmod(self.step, _BLOCK)
+        block, row = divmod(self._step, _BLOCK)
         if block != self._drawn:
             generators = [torch.Generator().manual_seed(_key(seed, block)) for seed in self._seeds]
             self._block = draw_noise(self._action_space, _BLOCK, generators, torch.float32, torch.device("cpu"))
             self._drawn = block
         assert self._block is not None
-        self.step += 1
+        self._step += 1
         return self._block[row]
+
+    def restart(self) -> None:
+        """Begin with the first step again."""
+        self._step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seeds, which those of a run that goes on are not, and the steps drawn so far."""
+        return {"seeds": list(self._seeds), "step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._seeds, self._step = list(state["seeds"]), state["step"]
+        self._drawn = -1
 
 
 def _key(seed: int, block: int) -> int:

@@ -6,7 +6,6 @@ arXiv 2502.09583): ``r = R(s, a) - 1[x = expert]·α·BP - 1[x ≠ x of the step
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -95,14 +94,13 @@ class CoordinationVectorEnv(VectorEnv):
         self.action_space = spaces.Discrete(2)
         self._agents, self._costs = agents, costs
         self._noise = noise if any(agent.needs_noise for agent in agents) else None
-        self._first_noise = copy.copy(noise)
         self._noise_now: Tensor | None = None
         self._obs: ArrayObservation | None = None
         self._previous = np.full(self.num_envs, _NOBODY)
 
     def reset(self) -> ArrayObservation:
         if self._noise is not None:
-            self._noise = copy.copy(self._first_noise)
+            self._noise.restart()
         self._previous[:] = _NOBODY
         return self._see(self.env.reset(), np.ones(self.num_envs, dtype=bool), None)[0]
 
@@ -175,8 +173,8 @@ class CoordinationVectorEnv(VectorEnv):
             "env": self.env.state_dict(),
             "obs": to_plain(self._obs),
             "previous": to_plain(self._previous),
-            "noise": to_plain(self._noise_now.numpy() if self._noise_now is not None else None),
-            "noise_step": self._noise.step if self._noise is not None else 0,
+            "noise": self._noise.state_dict() if self._noise is not None else None,
+            "noise_now": to_plain(self._noise_now.numpy() if self._noise_now is not None else None),
             "agents": [agent.state_dict() for agent in self._agents],
         }
 
@@ -186,10 +184,10 @@ class CoordinationVectorEnv(VectorEnv):
             raise NotRestorableError(f"the state is one of {len(previous)} environments, not of {self.num_envs}")
         self.env.load_state_dict(state["env"])
         self._previous, self._obs = previous, from_plain(state["obs"])
-        noise = from_plain(state["noise"])
-        self._noise_now = None if noise is None else torch.from_numpy(noise)
-        if self._noise is not None:
-            self._noise.step = state["noise_step"]
+        noise_now = from_plain(state["noise_now"])
+        self._noise_now = None if noise_now is None else torch.from_numpy(noise_now)
+        if self._noise is not None and state["noise"] is not None:
+            self._noise.load_state_dict(state["noise"])
         assert self._obs is not None
         for agent, own in zip(self._agents, state["agents"]):
             agent.load_state_dict(own, self._obs, self._noise_now, self.num_envs)

@@ -95,7 +95,7 @@ class CoordinationEnv(EnvFactory):
         self.open_expert = open_expert
         self.both_act = both_act
         self.temperature = temperature
-        self._costs = Costs(expert_query_cost_weight, switch_agent_cost_weight, BasePenalty(base_penalty))
+        self._costs = Costs(expert_query_cost_weight, switch_agent_cost_weight, BasePenalty(None if base_penalty is None else float(base_penalty)))
         self._loaded: dict[str, _Loaded] = {}
 
     def set_costs(self, base_penalty: float) -> None:
@@ -170,7 +170,7 @@ class CoordinationEnv(EnvFactory):
         for name, loaded in self._loaded.items():
             if getattr(other, name) == getattr(self, name):
                 other._loaded[name] = loaded
-        if other.base_penalty == self.base_penalty:  # what is found out later holds for both
+        if other.base_penalty in (None, self.base_penalty):  # what is found out later holds for both
             other._costs = dataclasses.replace(other._costs, base_penalty=self._costs.base_penalty)
         return other
 
@@ -178,7 +178,8 @@ class CoordinationEnv(EnvFactory):
 
     def prepare(self, score: Score) -> str:
         """Measure the base penalty where it is not given: the expert's mean return over its mean length in ``env``."""
-        if self._costs.are_known:
+        unit = self._costs.base_penalty
+        if unit.value is not None or not unit.is_charged:
             return ""
         expert = self._policy("expert").fresh()
         metrics = score(

@@ -26,9 +26,15 @@ _NOBODY = -1  # took the step before an episode's first
 
 @dataclass
 class BasePenalty:
-    """The unit of costs, in units of reward; None as long as it is not known. Environments share one."""
+    """The unit of costs, in units of reward. Environments share one.
+
+    Attributes:
+        value: None as long as it is not known.
+        is_charged: some of the environments charge it.
+    """
 
     value: float | None = None
+    is_charged: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,13 @@ class Costs:
     switch_agent_weight: float
     base_penalty: BasePenalty
 
+    def __post_init__(self) -> None:
+        self.base_penalty.is_charged |= self.are_charged
+
     @property
-    def are_known(self) -> bool:
-        """Whether they can be charged."""
-        return self.base_penalty.value is not None or not (self.expert_query_weight or self.switch_agent_weight)
+    def are_charged(self) -> bool:
+        """Whether a step may cost something."""
+        return bool(self.expert_query_weight or self.switch_agent_weight)
 
     def of(self, actions: Array, previous: Array) -> Array:
         """Of one step: ``actions (N,)``, and those of the step before or -1 in an episode's first; ``(N,)`` float64.
@@ -56,7 +65,7 @@ class Costs:
         Raises:
             ConfigurationError: the base penalty is not known.
         """
-        if not self.are_known:
+        if self.base_penalty.value is None and self.are_charged:
             raise ConfigurationError(
                 "The costs of CoordinationEnv are not known yet: give --data.env.base_penalty, or call set_costs."
             )

@@ -73,7 +73,8 @@ def score_of(trainer: Trainer, num_envs: int = 64) -> Callable[..., Mapping[str,
     ) -> Mapping[str, float]:
         scoring = Scoring(num_episodes, temperature, num_envs, max_num_steps)
         policy.place(placement(trainer))
-        return scoring.over_ranks(trainer, scoring.play(trainer, factory, policy), reports_solved=False)
+        own = factory.of_share(trainer.global_rank)
+        return scoring.over_ranks(trainer, scoring.play(trainer, own, policy), reports_solved=False)
 
     return score
 

@@ -145,10 +145,7 @@ class GymnasiumVectorEnv(VectorEnv):
         return result
 
     def _final_obs(self, infos: dict[str, Any], rows: Array) -> ArrayObservation:
-        finals = infos["final_obs"][rows]
-        if isinstance(self.observation_space, spaces.Dict):
-            return {key: np.stack([final[key] for final in finals]) for key in self.observation_space}
-        return np.stack(list(finals))
+        return _stack(self.observation_space, list(infos["final_obs"][rows]))
 
     def _to_env(self, actions: Array) -> Array:
         """Box actions are clipped to their bounds here, at the door: log-probabilities are of the unclipped ones."""
@@ -196,6 +193,13 @@ class GymnasiumVectorEnv(VectorEnv):
     def close(self) -> None:
         if not getattr(self.env, "closed", False):
             self.env.close()
+
+
+def _stack(space: spaces.Space[Any], observations: Sequence[Any]) -> ArrayObservation:
+    """Single observations as the rows of one."""
+    if isinstance(space, spaces.Dict):
+        return {key: _stack(part, [single[key] for single in observations]) for key, part in space.items()}
+    return np.stack(observations)
 
 
 def _own(obs: Any) -> ArrayObservation:

@@ -87,7 +87,7 @@ class RandomPolicy(Coordinator):
 
     def set_params(self, params: Mapping[str, Any]) -> None:
         _check_names(self, params)
-        self.__init__(**params)  # type: ignore[misc]
+        self.__init__(**{**self.get_params(), **params})  # type: ignore[misc]
 
 
 class LogitThresholdPolicy(Coordinator):
@@ -161,4 +161,6 @@ def _check_names(policy: Policy, params: Mapping[str, Any]) -> None:
 
 
 def _rows(obs: RawObservation) -> int:
-    return len(next(iter(obs.values()))) if isinstance(obs, Mapping) else len(obs)
+    while isinstance(obs, Mapping) and not isinstance(obs, TensorDictBase):
+        obs = next(iter(obs.values()))
+    return len(obs)

@@ -126,8 +126,13 @@ def _shown(space: spaces.Space[Any], feature_type: str, features: tuple[str, ...
         )
     for name in features:
         if _KEYS[name] not in space.spaces:
+            own = [key for key in space.spaces if key.startswith("novice_")]
             raise ConfigurationError(
-                f"--model.network.feature_type={feature_type} reads {_KEYS[name]}, which a closed novice does not "
-                "show: set --data.env.open_novice=true, or feature_type=obs."
+                f"--model.network.feature_type={feature_type} reads {_KEYS[name]}, which "
+                + (
+                    f"this novice does not show, but {' and '.join(own)}: choose a feature_type of these or of obs."
+                    if own
+                    else "a closed novice does not show: set --data.env.open_novice=true, or feature_type=obs."
+                )
             )
     return space

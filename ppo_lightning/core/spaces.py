@@ -37,6 +37,21 @@ def _check_observation_space(space: spaces.Space[Any]) -> None:
         )
 
 
+def paths_of(space: spaces.Space[Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The keys that lead to each part below ``path`` which is no Dict itself; ``path`` alone where that is none."""
+    part = part_at(space, path)
+    if not isinstance(part, spaces.Dict):
+        return [path]
+    return [longer for key in part for longer in paths_of(space, (*path, key))]
+
+
+def part_at(whole: Any, path: tuple[str, ...]) -> Any:
+    """What the keys lead to, of a space or of an observation."""
+    for key in path:
+        whole = whole[key]
+    return whole
+
+
 def space_to_dict(space: spaces.Space[Any]) -> PlainSpace:
     """The space as strings, numbers and lists. Bounds that are the same everywhere are stored once."""
     if isinstance(space, spaces.Dict):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ppo_lightning.core.errors import ConfigurationError, close_names
 from ppo_lightning.core.rollout import Observation
+from ppo_lightning.core.spaces import part_at, paths_of
 from ppo_lightning.models.initialization import orthogonal_
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -55,8 +56,8 @@ class Encoder(nn.Module):
                         f"{list(observation_space)}."
                         f"{close_names(key, observation_space)}"
                     )
-            self._paths = [path for key in self.in_keys for path in _paths(observation_space, (key,))]
-            self.parts = [_at(observation_space, path) for path in self._paths]
+            self._paths = [path for key in self.in_keys for path in paths_of(observation_space, (key,))]
+            self.parts = [part_at(observation_space, path) for path in self._paths]
         elif in_keys is not None:
             raise ConfigurationError(
                 f"--model.network.encoder.in_keys={list(in_keys)} needs a Dict observation, not "
@@ -72,20 +73,6 @@ class Encoder(nn.Module):
             return [obs]
         assert isinstance(obs, TensorDictBase)
         return [obs.get(path) for path in self._paths]
-
-
-def _paths(space: spaces.Space[Any], path: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The keys of all parts below ``path``, which may hold a Dict itself."""
-    part = _at(space, path)
-    if not isinstance(part, spaces.Dict):
-        return [path]
-    return [longer for key in part for longer in _paths(space, (*path, key))]
-
-
-def _at(space: spaces.Space[Any], path: tuple[str, ...]) -> spaces.Space[Any]:
-    for key in path:
-        space = space[key]  # type: ignore[index]
-    return space
 
 
 class MLPEncoder(Encoder):

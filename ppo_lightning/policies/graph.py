@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.rollout import Observation, State
+from ppo_lightning.core.spaces import part_at, paths_of
 from ppo_lightning.functional.distributions import Categorical, DiagonalGaussian, at_least_float32
 from ppo_lightning.models.outputs import PPOModelOutput
 
@@ -25,7 +26,7 @@ class PolicyGraph(nn.Module):
     """Observations (and memory) in; greedy action, its distribution, the value (and the next memory) out.
 
     Inputs are observations as the simulator gives them: ``obs``, or a Dict's keys (``obs.<key>`` for one that is the
-    name of another tensor). Memory is ``state`` in, ``next_state`` out; ``state.<key>`` where it is a TensorDict.
+    name of another tensor; ``<key>.<key>`` of a Dict in it). Memory is ``state`` in, ``next_state`` out; ``state.<key>`` where it is a TensorDict.
     ``action`` is what the environment's ``step`` takes: a Discrete space's start is added, a Box's bounds and dtype are
     kept, as at the door of :class:`envs.gymnasium_vector.GymnasiumVectorEnv`.
 
@@ -50,9 +51,10 @@ class PolicyGraph(nn.Module):
         self.action_space = action_space
         self._state_keys = self._find_state_keys()
         self.state_names = [_join("state", key) for key in self._state_keys or []]
-        self._keys = list(observation_space) if isinstance(observation_space, spaces.Dict) else None
+        self._paths = paths_of(observation_space) if isinstance(observation_space, spaces.Dict) else None
         taken = {*_OUTPUTS, *self.state_names, *(f"next_{name}" for name in self.state_names)}
-        names = ["obs"] if self._keys is None else [f"obs.{key}" if key in taken else key for key in self._keys]
+        keys = None if self._paths is None else [".".join(path) for path in self._paths]
+        names = ["obs"] if keys is None else [f"obs.{key}" if key in taken else key for key in keys]
         self.input_names = [*names, *self.state_names]
         if isinstance(action_space, spaces.Box):
             self._dtype = _torch_dtype(action_space.dtype)
@@ -100,13 +102,19 @@ class PolicyGraph(nn.Module):
         space = batch_space(self.observation_space, rows)
         space.seed(seed)
         sample: Any = space.sample()
-        parts = [sample] if self._keys is None else [sample[key] for key in self._keys]
+        parts = [sample] if self._paths is None else [part_at(sample, path) for path in self._paths]
         return [torch.from_numpy(_moderate(np.asarray(part), seed)) for part in parts]
 
     def _observation(self, tensors: tuple[Tensor, ...]) -> Observation:
-        if self._keys is None:
+        if self._paths is None:
             return tensors[0]
-        return TensorDict(dict(zip(self._keys, tensors)), batch_size=tensors[0].shape[:1])
+        nested: dict[str, Any] = {}
+        for path, tensor in zip(self._paths, tensors):
+            inner = nested
+            for key in path[:-1]:
+                inner = inner.setdefault(key, {})
+            inner[path[-1]] = tensor
+        return TensorDict(nested, batch_size=tensors[0].shape[:1])
 
     def _state(self, tensors: tuple[Tensor, ...]) -> State:
         if self._state_keys == [()]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +67,8 @@ class CoordinationEnv(EnvFactory):
     def __init__(
         self,
         env: Union[EnvFactory, str],
-        novice: Union[str, Policy],
-        expert: Union[str, Policy],
+        novice: Union[str, Path, Policy],  # of str and Policy alone, jsonargparse would read a text file of that name
+        expert: Union[str, Path, Policy],
         expert_query_cost_weight: float = 0.4,
         switch_agent_cost_weight: float = 0.0,
         base_penalty: Optional[float] = None,
@@ -85,8 +84,8 @@ class CoordinationEnv(EnvFactory):
         check_range("--data.env.base_penalty_episodes", base_penalty_episodes, 1)
         check_range("--data.env.temperature", temperature, 0)
         self.env = GymnasiumEnv(env) if isinstance(env, str) else env
-        self.novice = os.fspath(novice) if isinstance(novice, os.PathLike) else novice
-        self.expert = os.fspath(expert) if isinstance(expert, os.PathLike) else expert
+        self.novice = str(novice) if isinstance(novice, Path) else novice
+        self.expert = str(expert) if isinstance(expert, Path) else expert
         self.expert_query_cost_weight = expert_query_cost_weight
         self.switch_agent_cost_weight = switch_agent_cost_weight
         self.base_penalty = base_penalty
@@ -95,7 +94,11 @@ class CoordinationEnv(EnvFactory):
         self.open_expert = open_expert
         self.both_act = both_act
         self.temperature = temperature
-        self._costs = Costs(expert_query_cost_weight, switch_agent_cost_weight, BasePenalty(None if base_penalty is None else float(base_penalty)))
+        self._costs = Costs(
+            expert_query_cost_weight,
+            switch_agent_cost_weight,
+            BasePenalty(None if base_penalty is None else float(base_penalty)),
+        )
         self._loaded: dict[str, _Loaded] = {}
 
     def set_costs(self, base_penalty: float) -> None:

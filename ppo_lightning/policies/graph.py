@@ -26,9 +26,10 @@ class PolicyGraph(nn.Module):
     """Observations (and memory) in; greedy action, its distribution, the value (and the next memory) out.
 
     Inputs are observations as the simulator gives them: ``obs``, or a Dict's keys (``obs.<key>`` for one that is the
-    name of another tensor; ``<key>.<key>`` of a Dict in it). Memory is ``state`` in, ``next_state`` out; ``state.<key>`` where it is a TensorDict.
-    ``action`` is what the environment's ``step`` takes: a Discrete space's start is added, a Box's bounds and dtype are
-    kept, as at the door of :class:`envs.gymnasium_vector.GymnasiumVectorEnv`.
+    name of another tensor; ``<key>.<key>`` of a Dict in it). Memory is ``state`` in, ``next_state`` out;
+    ``state.<key>`` where it is a TensorDict. ``action`` is what the environment's ``step`` takes: a Discrete space's
+    start is added, a Box's bounds and dtype are kept, as at the door of
+    :class:`envs.gymnasium_vector.GymnasiumVectorEnv`.
 
     Args:
         network: on the CPU.

@@ -194,7 +194,7 @@ class Scripted(EnvFactory):
 
 
 class Bonus(gymnasium.Env):
-    """Episodes of ``2 + seed % 5`` steps: each pays its action, the last one ``bonus`` besides."""
+    """Episodes of ``2 + seed % 5`` steps: each pays its action, the last one ``bonus`` besides; odd ones are cut."""
 
     observation_space, action_space = VECTOR, TWO
 
@@ -209,8 +209,9 @@ class Bonus(gymnasium.Env):
 
     def step(self, action):
         self.steps += 1
-        ended = self.steps >= self.length
-        return self.np_random.normal(size=4).astype(np.float32), action + self.bonus * ended, ended, False, {}
+        ended, is_cut = self.steps >= self.length, bool(self.length % 2)
+        obs = self.np_random.normal(size=4).astype(np.float32)
+        return obs, action + self.bonus * ended, ended and not is_cut, ended and is_cut, {}
 
     def state_dict(self):
         return {"length": self.length, "steps": self.steps}

@@ -13,9 +13,11 @@ import numpy as np
 from gymnasium import spaces, wrappers
 from gymnasium.vector import AutoresetMode
 
-from ppo_lightning.envs import EnvFactory, GymnasiumEnv, ProcgenEnv
+from ppo_lightning.envs import CoordinationEnv, EnvFactory, GymnasiumEnv, ProcgenEnv
 from ppo_lightning.envs.state import CODECS
 from tests.commands import WALK
+from tests.coordination import TINY, policy_of
+from tests.runs import SmallGRU
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,11 @@ CHECKS = "common:PassiveEnvChecker common:OrderEnforcing common:TimeLimit restar
 BOX2D = {"needs": ("Box2D", "pygame"), "num_envs": 2}
 OBS, ACT = "transform_observation", "transform_action"
 
+CARTPOLE = gymnasium.spec("CartPole-v1").make()
+CARTPOLE_AGENTS = [
+    policy_of(network, 1, CARTPOLE.observation_space, CARTPOLE.action_space) for network in (SmallGRU, TINY)
+]
+
 SIMULATORS = [
     # environments
     *case("CartPole", "CartPole-v1", proves=f"{CHECKS} cartpole:CartPoleEnv"),
@@ -339,6 +346,12 @@ SIMULATORS = [
         wrap("NormalizeReward"),
         mode=AutoresetMode.NEXT_STEP,
     ),
+    # agents that act in it
+    *(
+        Simulator(f"coordinated CartPole{name}", factory, factory.make, (), before=20, after=30)
+        for name, settings in {"": {}, " at temperature 0": {"temperature": 0, "both_act": True}}.items()
+        for factory in [CoordinationEnv("CartPole-v1", *CARTPOLE_AGENTS, 0.4, 0.2, 0.5, **settings)]
+    ),
     # played again
     *case("LunarLander", "LunarLander-v3", proves="lunar_lander:LunarLander", before=190, after=400, **BOX2D),
     *case(
@@ -471,6 +484,17 @@ AGENTS = {
     "PPO with critic pretraining": (
         "PPO",
         ["--model.critic_pretrain_steps=300", "--trainer.accumulate_grad_batches=2", "--model.target_kl=1e-3"],
+    ),
+    "PPO of a coordinator": (
+        "PPO",
+        [
+            "--data.env=tests.ranks.tasks.Coordinated",
+            "--data.env.id=tests.coordination:Bonus-v0",
+            "--model.network=CoordPPOModel",
+            "--model.network.encoder=MLPEncoder",
+            "--model.network.feature_type=obs_hidden_dist",
+            "--model.log_action_id=1",
+        ],
     ),
     "PPO of continuous actions": (
         "PPO",

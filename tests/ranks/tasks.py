@@ -3,7 +3,9 @@
 import gymnasium
 from gymnasium.vector import AutoresetMode
 
-from ppo_lightning import GymnasiumEnv
+from ppo_lightning import CoordinationEnv, GymnasiumEnv
+from tests.coordination import TINY, policy_of
+from tests.runs import SmallGRU
 from tests.tasks import Walk
 
 
@@ -40,6 +42,17 @@ class Uneven(Walk):
         obs, info = super().reset(seed=seed)
         self.length = self.fixed
         return obs, info
+
+
+class Coordinated(CoordinationEnv):
+    """A novice with memory and an expert without, in environments that reset in the next step."""
+
+    speed_settings = ()
+
+    def __init__(self, id: str) -> None:
+        agents = policy_of(SmallGRU, 1), policy_of(TINY, 2)
+        super().__init__(NextStep(id), *agents, 0.4, 0.2, base_penalty_episodes=6)
+        self.id = id
 
 
 gymnasium.register("Hurry-v0", Hurry)

@@ -8,6 +8,7 @@ from ppo_lightning.callbacks import (
     EvaluationEarlyStopping,
     FaultHandling,
     RunCheckpoint,
+    ThresholdCalibration,
     TrainingSummary,
     VideoRecorder,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "RolloutDataModule",
     "RolloutDataset",
     "RunCheckpoint",
+    "ThresholdCalibration",
     "TrainingError",
     "TrainingSummary",
     "VideoRecorder",

@@ -1,5 +1,6 @@
-"""Lightning callbacks: evaluation, checkpoints, faults, early stopping, summaries, progress."""
+"""Lightning callbacks: evaluation, coordinators, checkpoints, faults, early stopping, summaries, progress."""
 
+from ppo_lightning.callbacks.calibration import ThresholdCalibration
 from ppo_lightning.callbacks.checkpoint import BestCheckpoint, RunCheckpoint
 from ppo_lightning.callbacks.early_stopping import EvaluationEarlyStopping
 from ppo_lightning.callbacks.evaluation import Evaluation
@@ -15,6 +16,7 @@ __all__ = [
     "EvaluationEarlyStopping",
     "FaultHandling",
     "RunCheckpoint",
+    "ThresholdCalibration",
     "TrainingSummary",
     "VideoRecorder",
 ]

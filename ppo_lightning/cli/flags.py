@@ -26,6 +26,10 @@ PARSER_TEXTS: dict[str, Any] = {
     "fit": {"allow_abbrev": False, "description": f"Train an agent, or continue a run with --ckpt_path. {_OPTIONS}"},
     "validate": {"allow_abbrev": False, "description": "Evaluate the agent of --ckpt_path and print a table."},
     "video": {"allow_abbrev": False, "description": "Record episodes of the agent of --ckpt_path as mp4 files."},
+    "calibrate": {
+        "allow_abbrev": False,
+        "description": "Find thresholds of the novice's confidence below which LogitThresholdPolicy asks the expert.",
+    },
     "test": {"allow_abbrev": False, "description": "Evaluate the agent of --ckpt_path and print a table."},
 }
 

@@ -19,6 +19,7 @@ from ppo_lightning.callbacks import (
     BestCheckpoint,
     EnvStepProgressBar,
     Evaluation,
+    ThresholdCalibration,
     VideoRecorder,
 )
 from ppo_lightning.callbacks.saving import relative_path
@@ -33,12 +34,13 @@ from ppo_lightning.cli.arguments import (
     run_folder,
     values,
 )
+from ppo_lightning.cli.coordination_report import report_calibration
 from ppo_lightning.cli.flags import LINKED_SPACES, PARSER_TEXTS, add_flags
 from ppo_lightning.cli.report import console, evaluation_json, evaluation_table, recordings_json
 from ppo_lightning.cli.resume import resolve_checkpoint
 from ppo_lightning.cli.run_config import RunConfigCallback
 from ppo_lightning.cli.run_folder import RunFolder, name_of_run
-from ppo_lightning.cli.trainer import RecordingTrainer
+from ppo_lightning.cli.trainer import CommandTrainer
 from ppo_lightning.commands.parser import PPOArgumentParser
 from ppo_lightning.core.checkpoint import read_checkpoint
 from ppo_lightning.core.errors import ConfigurationError, NothingLeftError, check_range
@@ -71,7 +73,7 @@ class PPOLightningCLI(LightningCLI):
             subclass_mode_model=True,
             save_config_callback=RunConfigCallback,
             seed_everything_default=1,
-            trainer_class=RecordingTrainer,
+            trainer_class=CommandTrainer,
             trainer_defaults={"max_epochs": -1, "gradient_clip_val": 0.5, "enable_model_summary": False},
             auto_configure_optimizers=False,
             parser_class=PPOArgumentParser,
@@ -85,7 +87,8 @@ class PPOLightningCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """``predict`` has no meaning here."""
         known = LightningCLI.subcommands()
-        return {**{name: known[name] for name in ("fit", "validate", "test")}, "video": {"model", "datamodule"}}
+        own = {name: {"model", "datamodule"} for name in ("video", "calibrate")}
+        return {name: known[name] for name in ("fit", "validate", "test")} | own
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The groups beside trainer, model and data."""
@@ -269,6 +272,12 @@ class PPOLightningCLI(LightningCLI):
         for recording in recordings:
             path = relative_path(recording.path)
             print(f"{path}: return {recording.episode_return:.4g} in {recording.length} steps")
+
+    def after_calibrate(self) -> None:
+        """The thresholds."""
+        if self.trainer.is_global_zero:
+            config = self.config[self.subcommand]
+            report_calibration(self._callbacks(ThresholdCalibration)[0], self._is_json, config.ckpt_path)
 
     def _callbacks(self, kind: type) -> list[Any]:
         callbacks: list[Any] = vars(self.trainer)["callbacks"]

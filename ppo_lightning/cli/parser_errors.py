@@ -63,7 +63,9 @@ def _own_error(chain: Sequence[BaseException]) -> BaseException | None:
 def _plain(reasons: Sequence[str]) -> str:
     reason = re.sub(r'^(Parser key "[^"]*": )+', "", reasons[-1])
     reason = re.sub(r"<class '([\w.]+)'>", r"\1", reason)
-    reason = re.sub(r"arguments are required: (fit|validate|test)\.", "arguments are required: --", reason)
+    reason = re.sub(
+        r"arguments are required: (fit|validate|test|video|calibrate|compare)\.", "arguments are required: --", reason
+    )
     choices = [
         choice for text in reasons for part in re.findall(r"Literal\[(.*?)\]", text) for choice in part.split(", ")
     ]

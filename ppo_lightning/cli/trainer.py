@@ -1,17 +1,20 @@
-"""Lightning's Trainer with one command more."""
+"""Lightning's Trainer with the commands that it lacks."""
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional, Union
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from ppo_lightning.callbacks import Evaluation, VideoRecorder
+from ppo_lightning.callbacks import Evaluation, ThresholdCalibration, VideoRecorder
+from ppo_lightning.callbacks.thresholds import PERCENTILES
 from ppo_lightning.cli.arguments import run_folder
 
 
-class RecordingTrainer(Trainer):
-    """A Trainer that can record videos of a checkpoint."""
+class CommandTrainer(Trainer):
+    """A Trainer that can also record videos of a checkpoint, and calibrate coordinators."""
 
     def video(
         self,
@@ -38,17 +41,75 @@ class RecordingTrainer(Trainer):
             gif: write a small animated GIF beside each mp4 file.
             weights_only: as for validate.
         """
-        callbacks: list[Any] = self.callbacks  # type: ignore[has-type]
-        evaluation = next(callback for callback in callbacks if isinstance(callback, Evaluation))
         recorder = VideoRecorder(
             num_episodes=num_episodes,
             max_num_steps=max_num_steps,
             fps=fps,
             gif=gif,
-            folder=out or str(run_folder(ckpt_path or "") / "videos"),
-            evaluation=evaluation,
+            folder=out or str(_folder_of(ckpt_path) / "videos"),
+            evaluation=self._evaluation,
         )
-        others = [callback for callback in callbacks if not isinstance(callback, (Evaluation, VideoRecorder))]
-        self.callbacks = [recorder, *others]
+        self._validate_with(recorder, model, datamodule, ckpt_path, weights_only)
+
+    def calibrate(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        ckpt_path: Optional[str] = None,
+        out: Optional[str] = None,
+        confidence: Union[list[str], str] = "max_prob",
+        num_rollouts: int = 128,
+        percentiles: Sequence[float] = PERCENTILES,
+        explore_temperatures: Sequence[float] = (1.0,),
+        score_temperatures: Sequence[float] = (1.0,),
+        weights_only: Optional[bool] = None,
+    ) -> None:
+        """Find thresholds of the novice's confidence below which LogitThresholdPolicy asks the expert.
+
+        Args:
+            model: not used.
+            datamodule: a CoordinationEnv.
+            ckpt_path: a coordinator's checkpoint, to take its run's configuration and base penalty from.
+            out: folder of the files; ``thresholds/`` where the command is typed, or with --ckpt_path in the run's
+                folder.
+            confidence: max_logit, max_prob, margin, entropy or energy; a list of them, or all.
+            num_rollouts: episodes that the novice plays alone in --data.env at each exploration temperature.
+            percentiles: of the novice's confidences in their steps: the thresholds to try.
+            explore_temperatures: at which the novice samples in these episodes.
+            score_temperatures: by which its logits are divided before they are measured.
+            weights_only: as for validate.
+        """
+        calibration = ThresholdCalibration(
+            confidence=confidence,
+            num_rollouts=num_rollouts,
+            percentiles=percentiles,
+            explore_temperatures=explore_temperatures,
+            score_temperatures=score_temperatures,
+            folder=out or str(_folder_of(ckpt_path) / "thresholds"),
+            evaluation=self._evaluation,
+        )
+        self._validate_with(calibration, model, datamodule, ckpt_path, weights_only)
+
+    @property
+    def _evaluation(self) -> Evaluation:
+        callbacks: list[Any] = self.callbacks  # type: ignore[has-type]
+        return next(callback for callback in callbacks if isinstance(callback, Evaluation))
+
+    def _validate_with(
+        self,
+        callback: Callback,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        ckpt_path: str | None,
+        weights_only: bool | None,
+    ) -> None:
+        """Let ``callback`` play in place of the evaluation."""
+        callbacks: list[Any] = self.callbacks  # type: ignore[has-type]
+        self.callbacks = [callback, *(own for own in callbacks if not isinstance(own, (Evaluation, VideoRecorder)))]
         loading: dict[str, Any] = {} if weights_only is None else {"weights_only": weights_only}
         self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, **loading)
+
+
+def _folder_of(ckpt_path: str | None) -> Path:
+    """Where results go: into the run's folder, or where the command is typed."""
+    return run_folder(ckpt_path) if ckpt_path else Path()

@@ -21,6 +21,17 @@ def gather_over_ranks(trainer: Trainer, x: Tensor) -> Tensor:
     return torch.stack(parts).cpu()
 
 
+def gather_rows_over_ranks(trainer: Trainer, x: Tensor) -> Tensor:
+    """The rows of every rank's ``x``, one rank after another, on the CPU; ranks may have other numbers of rows.
+
+    All ranks must call this the same number of times in the same order.
+    """
+    counts = gather_over_ranks(trainer, torch.tensor(len(x))).tolist()
+    padded = x.new_zeros(max(counts), *x.shape[1:])
+    padded[: len(x)] = x
+    return torch.cat([part[:count] for part, count in zip(gather_over_ranks(trainer, padded), counts)])
+
+
 def mean_over_ranks(trainer: Trainer, x: Tensor) -> Tensor:
     """The mean of a scalar over ranks. Lightning's own ``reduce`` waits at a barrier first: twice the time."""
     if trainer.world_size == 1:

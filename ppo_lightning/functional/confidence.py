@@ -6,8 +6,9 @@ energy), and others in use, as duo_ai compares them for asking an expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,3 +48,12 @@ CONFIDENCES: dict[str, Callable[[Tensor], Tensor]] = {
     "energy": energy,
 }
 """By the names that users choose them by."""
+
+
+def thresholds_at(percentiles: Sequence[float], confidences: Tensor) -> list[float]:
+    """Values below which such shares (0 to 100) of ``confidences (K,)`` lie, interpolated between two of them.
+
+    None lies below that of 0, and all but the largest below that of 100.
+    """
+    thresholds: list[float] = np.percentile(confidences.double().numpy(), percentiles).tolist()
+    return thresholds

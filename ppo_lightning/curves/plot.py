@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Optional, Union
 
 from ppo_lightning.core.errors import ConfigurationError, check_range, close_names
+from ppo_lightning.curves.drawing import drawing_module
 from ppo_lightning.curves.groups import Group, group_runs
 from ppo_lightning.curves.panels import Line, Panel, is_evaluation
 from ppo_lightning.curves.runs import Run, find_runs
@@ -42,7 +43,7 @@ def plot_runs(
     Raises:
         ConfigurationError: something is wrong with the runs or the settings, or matplotlib is missing.
     """
-    figures = _figures()
+    figures = drawing_module("figure")
     check_range("--smooth", smooth, 0, 1)
     if x not in X_AXES:
         raise ConfigurationError(f"--x={x} is no axis: choose from {', '.join(X_AXES)}.")
@@ -62,17 +63,6 @@ def plot_runs(
     figure: Figure = figures.draw(panels, x, smooth)
     if out is not None:
         figures.save(figure, Path(out))
-    return figure
-
-
-def _figures() -> Any:
-    """The module that needs matplotlib, which training does not."""
-    try:
-        from ppo_lightning.curves import figure
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"Drawing needs matplotlib, and {error.name} is not installed: pip install 'ppo-lightning[plot]'."
-        ) from error
     return figure
 
 

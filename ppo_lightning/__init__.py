@@ -3,6 +3,7 @@
 from ppo_lightning.algorithms import PPO
 from ppo_lightning.callbacks import (
     BestCheckpoint,
+    CoordinatorComparison,
     EnvStepProgressBar,
     Evaluation,
     EvaluationEarlyStopping,
@@ -44,6 +45,7 @@ __all__ = [
     "RandomPolicy",
     "BestCheckpoint",
     "ConfigurationError",
+    "CoordinatorComparison",
     "EnvStepProgressBar",
     "Evaluation",
     "EvaluationEarlyStopping",

@@ -2,6 +2,7 @@
 
 from ppo_lightning.callbacks.calibration import ThresholdCalibration
 from ppo_lightning.callbacks.checkpoint import BestCheckpoint, RunCheckpoint
+from ppo_lightning.callbacks.comparison import CoordinatorComparison
 from ppo_lightning.callbacks.early_stopping import EvaluationEarlyStopping
 from ppo_lightning.callbacks.evaluation import Evaluation
 from ppo_lightning.callbacks.faults import FaultHandling
@@ -11,6 +12,7 @@ from ppo_lightning.callbacks.video import VideoRecorder
 
 __all__ = [
     "BestCheckpoint",
+    "CoordinatorComparison",
     "EnvStepProgressBar",
     "Evaluation",
     "EvaluationEarlyStopping",

@@ -35,12 +35,14 @@ class Candidate:
         name: of this one.
         policy: acts.
         settings: what tells it from the others.
+        is_of_curve: those of its label differ in one number, so that a line may join them.
     """
 
     label: str
     name: str
     policy: Policy
     settings: Mapping[str, Any] = field(default_factory=dict)
+    is_of_curve: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ def play(
 def write_rows(path: Path, scores: Sequence[CoordinatorScore]) -> None:
     """A CSV file, a row a score; whole or not at all."""
     rows = [score.row() for score in scores]
-    names = dict.fromkeys(name for row in rows for name in row)
+    settings = [name for score in scores for name in score.candidate.settings]
+    names = dict.fromkeys(["split", "label", "coordinator", *settings, *(name for row in rows for name in row)])
     with written_whole(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()

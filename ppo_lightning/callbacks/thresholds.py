@@ -92,7 +92,8 @@ class ThresholdSearch:
                     key = confidence, threshold, scored_at
                     policy = policies.setdefault(key, LogitThresholdPolicy(*key))
                     settings = {"explore_temperature": explored_at, "percentile": percentile, **policy.get_params()}
-                    found.append(Candidate(f"threshold ({confidence})", str(policy), policy, settings))
+                    name = f"{policy} (percentile {percentile:g})"
+                    found.append(Candidate(f"threshold ({confidence})", name, policy, settings, is_of_curve=True))
         return found
 
 

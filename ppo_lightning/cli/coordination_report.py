@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from ppo_lightning.callbacks import ThresholdCalibration
+from ppo_lightning.callbacks import CoordinatorComparison, ThresholdCalibration
 from ppo_lightning.callbacks.coordination import CoordinatorScore, CoordinatorTrials
 from ppo_lightning.callbacks.saving import relative_path
 from ppo_lightning.cli.report import console
+from ppo_lightning.curves.comparison import Point
 
 _OF_THRESHOLDS = ("confidence", "explore_temperature", "temperature", "percentile", "threshold")
 _ALWAYS_TOLD = ("percentile", "threshold")
@@ -40,6 +42,38 @@ def report_calibration(calibration: ThresholdCalibration, as_json: bool, checkpo
     for split, score in best.items():
         print(f"Best threshold{_on(split)}: {score.candidate.name}: {files[split]}")
     print(f"All candidates: {table}")
+
+
+def report_comparison(comparison: CoordinatorComparison, as_json: bool, checkpoint: str | None, out: str) -> None:
+    """A table a split, and where picture and numbers are."""
+    table = str(table_beside(out))
+    if as_json:
+        _print_json(comparison, checkpoint, picture=out, table=table)
+        return
+    for split, own in _by_split(comparison.scores).items():
+        rows = [{"coordinator": score.candidate.name} | _cells(score.metrics) for score in own]
+        console().print(_table(f"Coordinators{_on(split)}", own, rows))
+    print(f"Comparison: {out}, {table}")
+
+
+def table_beside(picture: str) -> Path:
+    """All numbers of a picture."""
+    return Path(picture).with_suffix(".csv")
+
+
+def points_of(scores: Sequence[CoordinatorScore]) -> list[Point]:
+    """What is drawn of them."""
+    return [
+        Point(
+            panel=score.split,
+            label=score.candidate.label,
+            expert_fraction=score.metrics["expert_fraction"],
+            mean_return=score.metrics["return_mean"],
+            interval=score.metrics["return_ci95"],
+            is_of_curve=score.candidate.is_of_curve,
+        )
+        for score in scores
+    ]
 
 
 def _measures(calibration: ThresholdCalibration) -> str:

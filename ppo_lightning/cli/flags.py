@@ -30,6 +30,7 @@ PARSER_TEXTS: dict[str, Any] = {
         "allow_abbrev": False,
         "description": "Find thresholds of the novice's confidence below which LogitThresholdPolicy asks the expert.",
     },
+    "compare": {"allow_abbrev": False, "description": "Judge and draw coordinators on the same episodes."},
     "test": {"allow_abbrev": False, "description": "Evaluate the agent of --ckpt_path and print a table."},
 }
 

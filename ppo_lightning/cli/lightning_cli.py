@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ppo_lightning.algorithms import PPO
 from ppo_lightning.callbacks import (
     BestCheckpoint,
+    CoordinatorComparison,
     EnvStepProgressBar,
     Evaluation,
     ThresholdCalibration,
@@ -34,7 +35,7 @@ from ppo_lightning.cli.arguments import (
     run_folder,
     values,
 )
-from ppo_lightning.cli.coordination_report import report_calibration
+from ppo_lightning.cli.coordination_report import report_calibration, report_comparison
 from ppo_lightning.cli.flags import LINKED_SPACES, PARSER_TEXTS, add_flags
 from ppo_lightning.cli.report import console, evaluation_json, evaluation_table, recordings_json
 from ppo_lightning.cli.resume import resolve_checkpoint
@@ -87,7 +88,7 @@ class PPOLightningCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """``predict`` has no meaning here."""
         known = LightningCLI.subcommands()
-        own = {name: {"model", "datamodule"} for name in ("video", "calibrate")}
+        own = {name: {"model", "datamodule"} for name in ("video", "calibrate", "compare")}
         return {name: known[name] for name in ("fit", "validate", "test")} | own
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -278,6 +279,13 @@ class PPOLightningCLI(LightningCLI):
         if self.trainer.is_global_zero:
             config = self.config[self.subcommand]
             report_calibration(self._callbacks(ThresholdCalibration)[0], self._is_json, config.ckpt_path)
+
+    def after_compare(self) -> None:
+        """The coordinators, side by side."""
+        if self.trainer.is_global_zero:
+            config = self.config[self.subcommand]
+            comparison = self._callbacks(CoordinatorComparison)[0]
+            report_comparison(comparison, self._is_json, config.ckpt_path, config.out)
 
     def _callbacks(self, kind: type) -> list[Any]:
         callbacks: list[Any] = vars(self.trainer)["callbacks"]

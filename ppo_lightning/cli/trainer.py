@@ -8,13 +8,17 @@ from typing import Any, Optional, Union
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from ppo_lightning.callbacks import Evaluation, ThresholdCalibration, VideoRecorder
+from ppo_lightning.callbacks import CoordinatorComparison, Evaluation, ThresholdCalibration, VideoRecorder
+from ppo_lightning.callbacks.comparison import PROBABILITIES
+from ppo_lightning.callbacks.coordination import write_rows
 from ppo_lightning.callbacks.thresholds import PERCENTILES
 from ppo_lightning.cli.arguments import run_folder
+from ppo_lightning.cli.coordination_report import points_of, table_beside
+from ppo_lightning.curves.comparison import check_picture, plot_comparison
 
 
 class CommandTrainer(Trainer):
-    """A Trainer that can also record videos of a checkpoint, and calibrate coordinators."""
+    """A Trainer that can also record videos of a checkpoint, and judge coordinators."""
 
     def video(
         self,
@@ -89,6 +93,49 @@ class CommandTrainer(Trainer):
             evaluation=self._evaluation,
         )
         self._validate_with(calibration, model, datamodule, ckpt_path, weights_only)
+
+    def compare(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        ckpt_path: Optional[str] = None,
+        out: str = "comparison.png",
+        probabilities: Sequence[float] = PROBABILITIES,
+        confidence: Union[list[str], str] = "max_prob",
+        percentiles: Sequence[float] = PERCENTILES,
+        num_rollouts: int = 128,
+        learned: Optional[dict[str, Union[list[str], str]]] = None,
+        weights_only: Optional[bool] = None,
+    ) -> None:
+        """Compare coordinators on the same episodes: always one agent, random, by thresholds, learned.
+
+        Args:
+            model: what --ckpt_path is loaded into.
+            datamodule: a CoordinationEnv.
+            ckpt_path: a trained coordinator, labelled learned.
+            out: the picture to write; a CSV file of the same name has all numbers.
+            probabilities: of asking the expert, of a random coordinator each.
+            confidence: what thresholds are on: max_logit, max_prob, margin, entropy or energy; a list of them, all, or
+                [] for none.
+            percentiles: of the novice's confidences when it plays alone: the thresholds.
+            num_rollouts: episodes that it plays alone for them in --data.env.
+            learned: more trained coordinators, as {LABEL: CHECKPOINT} or {LABEL: [CHECKPOINT, …]} of several seeds.
+            weights_only: as for validate.
+        """
+        check_picture(out)
+        comparison = CoordinatorComparison(
+            probabilities=probabilities,
+            confidence=confidence,
+            percentiles=percentiles,
+            num_rollouts=num_rollouts,
+            learned=learned,
+            with_agent=ckpt_path is not None,
+            evaluation=self._evaluation,
+        )
+        self._validate_with(comparison, model, datamodule, ckpt_path, weights_only)
+        if self.is_global_zero:
+            write_rows(table_beside(out), comparison.scores)
+            plot_comparison(points_of(comparison.scores), out)
 
     @property
     def _evaluation(self) -> Evaluation:

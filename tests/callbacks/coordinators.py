@@ -91,7 +91,7 @@ def write_config(path="c.yaml", splits=SPLITS, **settings):
         "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
     }
     with open(path, "w") as file:
-        yaml.safe_dump(config, file)
+        yaml.safe_dump(config, file, sort_keys=False)
     return f"--config={path}"
 
 

@@ -160,7 +160,9 @@ FLAGS = "--confidence=max_logit", "--percentiles=[0,50,100]", "--num_rollouts=2"
 def test_the_command_writes_what_test_takes():
     config = write_config()
     out = run("calibrate", config, *FLAGS).out
-    assert "Best threshold on rich: max_logit < 103: thresholds/threshold_rich.yaml" in out.splitlines()
+    assert (
+        "Best threshold on rich: max_logit < 103 (percentile 100): thresholds/threshold_rich.yaml" in out.splitlines()
+    )
     (line,) = [line for line in out.splitlines() if "best" in line and "101.5" in line]
     assert all(cell in line for cell in ("50", "1.60 ± 0.00", "2.00 ± 0.00", "50.0 %", "4.0"))
     policy = "--evaluation.policy=thresholds/threshold_rich.yaml"

@@ -17,13 +17,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ppo_lightning.algorithms import PPO
 from ppo_lightning.callbacks import (
     BestCheckpoint,
-    CoordinatorComparison,
     EnvStepProgressBar,
-    Evaluation,
-    ThresholdCalibration,
     VideoRecorder,
 )
-from ppo_lightning.callbacks.saving import relative_path
 from ppo_lightning.cli.agents import agents_beside
 from ppo_lightning.cli.arguments import (
     callbacks_beside,
@@ -35,9 +31,8 @@ from ppo_lightning.cli.arguments import (
     run_folder,
     values,
 )
-from ppo_lightning.cli.coordination_report import report_calibration, report_comparison
 from ppo_lightning.cli.flags import LINKED_SPACES, PARSER_TEXTS, add_flags
-from ppo_lightning.cli.report import console, evaluation_json, evaluation_table, recordings_json
+from ppo_lightning.cli.reporting_cli import ReportingCLI
 from ppo_lightning.cli.resume import resolve_checkpoint
 from ppo_lightning.cli.run_config import RunConfigCallback
 from ppo_lightning.cli.run_folder import RunFolder, name_of_run
@@ -50,7 +45,7 @@ from ppo_lightning.data import RolloutDataModule
 _SMALL_NETWORK = 100_000  # parameters
 
 
-class PPOLightningCLI(LightningCLI):
+class PPOLightningCLI(ReportingCLI):
     """Links data to model, continues runs in their own folders, and ends with a table."""
 
     def __init__(self, args: Optional[Sequence[str]] = None) -> None:
@@ -215,10 +210,6 @@ class PPOLightningCLI(LightningCLI):
         configured = [callback.monitor for callback in callbacks if isinstance(callback, BestCheckpoint)]
         return [BestCheckpoint(monitor) for monitor in monitors if monitor not in configured]
 
-    @property
-    def _is_json(self) -> bool:
-        return bool(self.config[self.subcommand].json)
-
     # -- the run
 
     def before_fit(self) -> None:
@@ -231,81 +222,6 @@ class PPOLightningCLI(LightningCLI):
         on_cpu = isinstance(self.trainer.accelerator, CPUAccelerator)
         if on_cpu and size < _SMALL_NETWORK and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)
-
-    # -- the end
-
-    def _say_complete(self) -> None:
-        """A scheduler that starts a complete run again has made no mistake."""
-        if self.trainer.is_global_zero:
-            folder = relative_path(run_folder(self.config[self.subcommand].ckpt_path))
-            text = f"The run {folder} is complete: {self._resume_step} environment steps, nothing left to train."
-            print(text, file=sys.stderr if self._is_json else sys.stdout)
-
-    def after_fit(self) -> None:
-        """The table, and where the best checkpoints are."""
-        if self._resumes and self.datamodule.env_steps == self._resume_step:
-            return self._say_complete()
-        best = [callback for callback in self._callbacks(BestCheckpoint) if callback.best_model_path]
-        paths = {callback.monitor: relative_path(callback.best_model_path) for callback in best}
-        self._report(best_checkpoints=paths)
-        if self.trainer.is_global_zero and not self._is_json:
-            for callback in best:
-                *split, metric = callback.monitor.removeprefix("eval/").split("/")
-                what = " of ".join([metric.removesuffix("_mean").replace("_", " "), *split])
-                print(f"Best checkpoint ({what} {callback.best_model_score:.4g}): {paths[callback.monitor]}")
-
-    def after_validate(self) -> None:
-        """The table."""
-        self._report()
-
-    def after_test(self) -> None:
-        """The table."""
-        self._report()
-
-    def after_video(self) -> None:
-        """The files."""
-        recordings = self._callbacks(VideoRecorder)[0].recordings
-        if not self.trainer.is_global_zero:
-            return
-        if self._is_json:
-            print(recordings_json(recordings, self.config[self.subcommand].ckpt_path))
-            return
-        for recording in recordings:
-            path = relative_path(recording.path)
-            print(f"{path}: return {recording.episode_return:.4g} in {recording.length} steps")
-
-    def after_calibrate(self) -> None:
-        """The thresholds."""
-        if self.trainer.is_global_zero:
-            config = self.config[self.subcommand]
-            report_calibration(self._callbacks(ThresholdCalibration)[0], self._is_json, config.ckpt_path)
-
-    def after_compare(self) -> None:
-        """The coordinators, side by side."""
-        if self.trainer.is_global_zero:
-            config = self.config[self.subcommand]
-            comparison = self._callbacks(CoordinatorComparison)[0]
-            report_comparison(comparison, self._is_json, config.ckpt_path, config.out)
-
-    def _callbacks(self, kind: type) -> list[Any]:
-        callbacks: list[Any] = vars(self.trainer)["callbacks"]
-        return [callback for callback in callbacks if isinstance(callback, kind)]
-
-    def _report(self, **more: Any) -> None:
-        steps, evaluations = self.datamodule.env_steps, [own for own in self._callbacks(Evaluation) if own.metrics]
-        if not evaluations or not self.trainer.is_global_zero:
-            return
-        if self._is_json:
-            checkpoint = self.config[self.subcommand].ckpt_path
-            print(evaluation_json(evaluations, steps, checkpoint=checkpoint, **more))
-            return
-        policy = evaluations[0].policy
-        title = f"Evaluation after {steps:,} environment steps" if policy is None else f"Evaluation of {policy}"
-        speed = self.trainer.callback_metrics.get("time/sps")
-        if speed is not None:
-            title += f", {float(speed):,.0f} steps/s"
-        for evaluation in evaluations:
-            console().print(evaluation_table(evaluation, title))
 
 
 def _refuse_without_checkpoint(command: str) -> None:

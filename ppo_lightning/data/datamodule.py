@@ -11,8 +11,7 @@ import torch
 from gymnasium import spaces
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities import rank_zero_warn
 
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.ranks import gather_over_ranks
@@ -22,7 +21,7 @@ from ppo_lightning.data.environments import factory_of_split, make_envs
 from ppo_lightning.data.episodes import EpisodeStatistics
 from ppo_lightning.data.length import RunLength, TrainerLimits
 from ppo_lightning.data.running import EnvironmentsOfRanks, Layout
-from ppo_lightning.data.scoring import place_networks, score_of
+from ppo_lightning.data.scoring import place_networks, prepare_env
 from ppo_lightning.data.seeding import Streams
 from ppo_lightning.data.shares import shares_of_a_rank
 from ppo_lightning.data.trainer_settings import (
@@ -223,7 +222,7 @@ class RolloutDataModule(LightningDataModule):
         shares = self._shares_of_a_rank(has_memory=agent.initial_state(1) is not None)
         streams = Streams(self.seed, self.trainer.global_rank * self.num_envs, self.num_envs)
         self._close()
-        self._prepare_env()
+        prepare_env(self.env, self.trainer)
         env = make_envs(self.env, self.trainer.global_rank, streams, shares, self.iteration)
         place_networks(env, self.trainer)
         env.allow_restarts(self.max_env_restarts, name_of_envs(self.trainer, "environment"))
@@ -261,21 +260,15 @@ class RolloutDataModule(LightningDataModule):
 
     def val_dataloader(self) -> range:
         """One empty batch for ``validate``: the ``Evaluation`` callback plays."""
-        self._prepare_env()
+        assert self.trainer is not None
+        prepare_env(self.env, self.trainer)
         return range(1)
 
     def test_dataloader(self) -> range:
         """As for ``validate``."""
-        self._prepare_env()
-        return range(1)
-
-    def _prepare_env(self) -> None:
-        """On all ranks together, and after a checkpoint was loaded, which may know."""
         assert self.trainer is not None
-        with isolate_rng():
-            found = self.env.prepare(score_of(self.trainer))
-        if found:
-            rank_zero_info(found)
+        prepare_env(self.env, self.trainer)
+        return range(1)
 
     def state_dict(self) -> dict[str, Any]:
         """The counters, of which random streams are functions, and the environments of all ranks."""

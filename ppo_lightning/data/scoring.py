@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from ppo_lightning.data.episode_metrics import EpisodeMetrics
@@ -77,6 +79,14 @@ def score_of(trainer: Trainer, num_envs: int = 64) -> Callable[..., Mapping[str,
         return scoring.over_ranks(trainer, scoring.play(trainer, own, policy), reports_solved=False)
 
     return score
+
+
+def prepare_env(factory: EnvFactory, trainer: Trainer) -> None:
+    """Let it find out what it must know, on all ranks together; after a checkpoint was loaded, which may know."""
+    with isolate_rng():
+        found = factory.prepare(score_of(trainer))
+    if found:
+        rank_zero_info(found)
 
 
 def placement(trainer: Trainer) -> Callable[[nn.Module], nn.Module]:

@@ -67,8 +67,8 @@ class CoordinationEnv(EnvFactory):
     def __init__(
         self,
         env: Union[EnvFactory, str],
-        novice: Union[str, Path, Policy],  # of str and Policy alone, jsonargparse would read a text file of that name
-        expert: Union[str, Path, Policy],
+        novice: Union[str, Policy, Path],  # of str and Policy alone, jsonargparse would read a text file of that name
+        expert: Union[str, Policy, Path],
         expert_query_cost_weight: float = 0.4,
         switch_agent_cost_weight: float = 0.0,
         base_penalty: Optional[float] = None,

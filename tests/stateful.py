@@ -362,6 +362,10 @@ SIMULATORS = [
         after=400,
         **BOX2D,
     ),
+    *case("LunarLander sticky", "LunarLander-v3", wrap("StickyAction", 0.3), before=190, after=300, **BOX2D),
+    *case(
+        "BipedalWalker sticky", "BipedalWalker-v3", wrap("StickyAction", 0.3), limit(90), before=100, after=200, **BOX2D
+    ),
     *case("LunarLander async", "LunarLander-v3", vectorization="async", before=60, **BOX2D),
     *case("LunarLander next step", "LunarLander-v3", mode=AutoresetMode.NEXT_STEP, before=100, after=250, **BOX2D),
     *case(

@@ -54,6 +54,8 @@ class Replay:
 class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Notes what led an environment to where it is: the generator before its last reset, and the actions since.
 
+    Wrappers draw from the same generator between the steps (StickyAction does): where it moved, it is noted as well.
+
     Args:
         env: the bare environment.
         renew: done to it before each reset.
@@ -65,6 +67,8 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._start: dict[str, Any] = {}
         self._actions = ActionLog()
         self._obs: np.ndarray[Any, Any] = np.zeros(0)
+        self._left: Any = None  # the generator as the environment left it
+        self._moved: dict[int, Any] = {}  # … and as some steps found it instead, by their number
 
     @property
     def spec(self) -> Any:  # type: ignore[override]
@@ -80,19 +84,29 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._renew(self.env)
         obs, info = self.env.reset(seed=seed, options=options)
         self._obs = np.array(obs)
+        self._left, self._moved = self._generator(), {}
         return obs, info
 
     def step(self, action: Any) -> Any:
+        found = self._generator()
+        if found != self._left:
+            self._moved[len(self._actions)] = found
         self._actions.append(action)
         result = self.env.step(action)
         self._obs = np.array(result[0])  # a copy, which no wrapper changes
+        self._left = self._generator()
         return result
+
+    def _generator(self) -> Any:
+        own = getattr(self.env, "_np_random", None)
+        return None if own is None else own.bit_generator.state
 
     def state_dict(self) -> dict[str, Any]:
         """What the environment is played to its present state from, and what proves that it was reached."""
         if not self._start:
             raise NotRestorableError("it has not been reset")
-        return {**self._start, "actions": self._actions.take(), "obs": self._obs}
+        generators = {"moved": dict(self._moved), "now": self._generator()}
+        return {**self._start, "actions": self._actions.take(), "obs": self._obs, "generators": generators}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Play the environment to where the saved one was.
@@ -103,13 +117,20 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         if state["seed"] is None:
             self.env._np_random, self.env._np_random_seed = state["np_random"], state["np_random_seed"]
         self.reset(seed=state["seed"], options=state["options"])
-        for action in state["actions"]:
+        generators = state.get("generators", {"moved": {}, "now": None})  # not in older checkpoints
+        for number, action in enumerate(state["actions"]):
+            self._move(generators["moved"].get(number))
             self.step(action)
+        self._move(generators["now"])
         if self._obs.tobytes() != state["obs"].tobytes():
             raise NotRestorableError(
                 f"the environment {type(self.env).__qualname__}: its {len(state['actions'])} steps, played again, led "
                 "elsewhere"
             )
+
+    def _move(self, generator: Any) -> None:
+        if generator is not None:
+            self.env.np_random.bit_generator.state = generator
 
 
 class ActionLog:
@@ -119,6 +140,9 @@ class ActionLog:
         self._rows: np.ndarray[Any, Any] = np.zeros(0)
         self._length = 0
         self._is_mixed = False
+
+    def __len__(self) -> int:
+        return self._length
 
     def clear(self) -> None:
         self._length, self._is_mixed = 0, False

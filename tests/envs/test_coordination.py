@@ -559,7 +559,7 @@ def test_a_state_of_another_number_of_environments_is_refused():
 
 
 def test_it_is_restorable_where_what_is_played_in_is():
-    env = CoordinationEnv(GymnasiumEnv("tests.tasks:DictWalk-v0"), Says(0), Says(1), open_novice=False).make([0])
+    env = CoordinationEnv(NESTED, Says(0), Says(1), open_novice=False).make([0])
     env.reset()
     assert env.why_not_restorable() is None
     bandit = spaces.Discrete(3)

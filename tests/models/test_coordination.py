@@ -69,7 +69,7 @@ def test_a_model_sees_exactly_what_its_features_name(kind, feature_type):
     assert before.value.shape == (4,)
     assert before.hidden.shape == (4, sum(SIZES[name] for name in READS[feature_type]))
     assert before.hidden.shape[1] == network.hidden_dim
-    for name in obs:
+    for name in SIZES:
         changed = obs.clone()
         changed[name] = changed[name].flip(0)
         difference = (flat(network(changed)) - flat(before)).abs().amax(0)

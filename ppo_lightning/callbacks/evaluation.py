@@ -100,6 +100,11 @@ class Evaluation(Callback):
             ConfigurationError: unknown settings, or other spaces than the policy's.
         """
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if self.policy is not None:
+            try:
+                self.policy.check_spaces(datamodule.observation_space, datamodule.action_space)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"--evaluation.policy: {error}") from error
         return {split: datamodule.eval_factory(settings, f"{_FLAG}.{split}") for split, settings in self.splits.items()}
 
     # -- Lightning's hooks
@@ -111,7 +116,7 @@ class Evaluation(Callback):
                 "Evaluation needs environments: pass datamodule=RolloutDataModule(…) to the Trainer."
             )
         self._check_names(trainer)
-        self._check_policy(trainer, stage)
+        self._check_stage(stage)
         self._factories = self.make_factories(trainer)
         check_monitors(trainer)
 
@@ -142,12 +147,9 @@ class Evaluation(Callback):
         self.metrics, self.results = {}, {}
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         scoring = self.scoring(pl_module)
-        if self.policy is not None:
-            self.policy.place(placement(trainer))
-            self.policy.eval()
         for split, factory in self._factories.items():
             with beside_training(pl_module, datamodule.seed):
-                result = scoring.play(trainer, factory, self.policy or PPOPolicy(pl_module.network))
+                result = scoring.play(trainer, factory, self.player(trainer, pl_module))
             self.results[split] = result
             metrics = scoring.over_ranks(trainer, result, datamodule.reports_solved)
             self.metrics |= {_prefix(split) + name: value for name, value in metrics.items()}
@@ -155,23 +157,24 @@ class Evaluation(Callback):
         log_metrics(trainer, self.metrics, self._evaluated_at)
         return self.metrics
 
+    def player(self, trainer: Trainer, pl_module: Any) -> Policy:
+        """What plays, on the Trainer's device and in its precision."""
+        if self.policy is None:
+            return PPOPolicy(pl_module.network)
+        self.policy.place(placement(trainer))
+        self.policy.eval()
+        return self.policy
+
     def scoring(self, pl_module: Any) -> Scoring:
         """How each split is played."""
         return Scoring(self.num_episodes, self.temperature, self.num_envs, self.max_num_steps, _action_id(pl_module))
 
-    def _check_policy(self, trainer: Trainer, stage: str) -> None:
-        if self.policy is None:
-            return
-        if stage == "fit":
+    def _check_stage(self, stage: str) -> None:
+        if self.policy is not None and stage == "fit":
             raise ConfigurationError(
                 f"--evaluation.policy={type(self.policy).__name__} plays in place of the agent, whose training needs "
                 "evaluations of its own: give it to validate or test."
             )
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        try:
-            self.policy.check_spaces(datamodule.observation_space, datamodule.action_space)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"--evaluation.policy: {error}") from error
 
     def _check_names(self, trainer: Trainer) -> None:
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]

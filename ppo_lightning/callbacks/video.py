@@ -21,7 +21,6 @@ from ppo_lightning.data.scoring import place_networks
 from ppo_lightning.data.seeding import Streams
 from ppo_lightning.envs.base import Array, EnvFactory
 from ppo_lightning.loggers import run_folder_of
-from ppo_lightning.policies.ppo import PPOPolicy
 from ppo_lightning.video import Animation, Mp4File, check_video_packages
 
 
@@ -180,7 +179,7 @@ class VideoRecorder(Callback):
         try:
             with pl_module.collecting():
                 result = evaluate(
-                    evaluation.policy or PPOPolicy(pl_module.network),
+                    evaluation.player(trainer, pl_module),
                     env,
                     streams,
                     episode_quotas(self.num_episodes, self.num_episodes),

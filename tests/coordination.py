@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from tensordict import TensorDict
 from torch import nn
 
 from ppo_lightning import ActorCritic, CoordPPOModel, GymnasiumEnv, MLPEncoder, Policy, PPOModelOutput, PPOPolicy
@@ -71,6 +72,21 @@ class CountedGRU(SmallGRU):
     def forward(self, obs, state):
         self.seen.append(obs.clone())
         return super().forward(obs, state)
+
+
+class NestedGRU(nn.Module):
+    """A network whose memory is a TensorDict."""
+
+    def __init__(self, observation_space, action_space):
+        super().__init__()
+        self.gru = SmallGRU(observation_space, action_space)
+
+    def initial_state(self, num_envs):
+        return TensorDict({"inner": {"h": self.gru.initial_state(num_envs)}}, batch_size=[num_envs])
+
+    def forward(self, obs, state):
+        output, hidden = self.gru(obs, state["inner", "h"])
+        return output, TensorDict({"inner": {"h": hidden}}, batch_size=[len(obs)])
 
 
 class Says(Policy):

@@ -405,6 +405,19 @@ def test_a_trained_coordinator_is_a_policy_too(tmp_path):
     assert evaluated(*COORDINATED, *NETWORK, UNIT, *policy) == evaluated(f"--ckpt_path={LAST}")
 
 
+def test_a_policy_is_recorded_here():
+    pytest.importorskip("pygame")
+    cartpole = GymnasiumEnv("CartPole-v1").make([0])
+    for name, seed in (("novice", 1), ("expert", 2)):
+        save_agent(f"{name}.ckpt", TINY, seed, cartpole.observation_space, cartpole.action_space)
+    flags = [*COORDINATED, *NETWORK, UNIT, "--data.env.env.id=CartPole-v1", *POLICIES["always novice"]]
+    run("video", *flags, "--max_num_steps=3")
+    assert [str(path) for path in Path().rglob("*.mp4")] == ["videos/step_0_episode_0.mp4"]
+    policy = "--evaluation.policy=AlwaysPolicy", "--evaluation.policy.agent=expert"
+    plain = ["--data.env=CartPole-v1", "--trainer.accelerator=cpu"]
+    assert "--evaluation.policy: AlwaysPolicy chooses" in sentence_of(command("video", *plain, *policy))
+
+
 def test_policies_do_not_train():
     save_agents()
     sentence = refused(UNIT, *NETWORK, *POLICIES["always novice"])

@@ -20,6 +20,7 @@ from tests.coordination import (
     WALKS,
     Counted,
     CountedGRU,
+    NestedGRU,
     Says,
     Script,
     Scripted,
@@ -434,6 +435,18 @@ def test_both_act_where_one_has_a_memory(which):
         CoordinationEnv(WALKS, *map(PPOPolicy, networks), 0.0, both_act=False, **settings).make([0])
 
 
+def test_a_memory_may_be_of_several_tensors():
+    plain, nested = policy_of(SmallGRU, 1), policy_of(NestedGRU, 1)
+    played = []
+    for policy in (plain, nested):
+        env = CoordinationEnv(WALKS, policy, policy, 0.0).make([5, 6])
+        env.reset()
+        played.append([env.step(np.array([0, 1])) for _ in range(20)])
+    assert any(result.final_obs is not None for result in played[0])
+    for one, other in zip(*played):
+        assert_same_step(one, other)
+
+
 def test_a_memory_of_one_environment_is_not_another_ones():
     factory = CoordinationEnv(WALKS, policy_of(SmallGRU, 1), policy_of(SmallGRU, 2), 0.0)
     one = factory.make([5, 6])
@@ -506,7 +519,7 @@ def first_row(obs):
         ((TINY, TINY), {"open_expert": True, "both_act": True}),
         ((SmallGRU, TINY), {"switch_agent_cost_weight": 0.5}),
         ((TINY, SmallGRU), {"open_novice": False}),
-        ((SmallGRU, SmallGRU), {"open_expert": True}),
+        ((NestedGRU, SmallGRU), {"open_expert": True}),
     ],
 )
 def test_a_state_can_be_taken_after_any_step(monkeypatch, networks, settings):

@@ -2,6 +2,7 @@
 
 CONFIG ?= configs/cartpole.yaml
 ARGS ?=
+WORKERS ?= -n auto --dist loadgroup
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10 python; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' >/dev/null 2>&1 \
 	&& echo $$python && break; done)
@@ -25,11 +26,11 @@ minigrid-chain: minigrid-novice minigrid-expert  ## novice, expert, coordinator 
 minigrid-novice minigrid-expert: minigrid-%: $(SETUP)
 	$(BIN)/ppo-lightning fit --config configs/minigrid_$*.yaml --resume=auto $(ARGS)
 
-test: $(SETUP)  ## every test but the slow ones
-	$(BIN)/python -m pytest $(ARGS)
+test: $(SETUP)  ## every test but the slow ones, on all cores (WORKERS= for one process)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-all: $(SETUP)  ## the slow tests too: whole learning runs
-	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) -m "slow or not slow" $(ARGS)
 
 lint: $(SETUP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -11,6 +11,17 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("tests")
 
 
+ALONE = "ranks/", "test_faults", "test_startup_signals", "test_kill_loop", "test_stopped_run"
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of several processes, which look at the clock and for free ports, run one after another."""
+    for item in items:
+        place = item.path.relative_to(item.config.rootpath / "tests").as_posix()
+        if place.startswith(ALONE) or "ranks" in item.name:
+            item.add_marker(pytest.mark.xdist_group("processes"))
+
+
 @pytest.fixture(autouse=True)
 def _same_global_seed():
     torch.manual_seed(0)

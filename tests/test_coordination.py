@@ -149,7 +149,7 @@ class Listen(Recorder):
 @pytest.fixture
 def sentences(monkeypatch):
     told = []
-    monkeypatch.setattr("ppo_lightning.data.datamodule.rank_zero_info", told.append)
+    monkeypatch.setattr("ppo_lightning.data.scoring.rank_zero_info", told.append)
     return told
 
 

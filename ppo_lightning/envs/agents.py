@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.plain import from_plain, to_plain
-from ppo_lightning.core.rollout import State
 from ppo_lightning.envs.base import Array, ArrayObservation, join_rows, take_rows
 from ppo_lightning.functional.distributions import at_least_float32, draw_noise
 from ppo_lightning.policies.base import Policy
@@ -161,7 +160,7 @@ class PlayingAgent:
 
     def state_dict(self) -> dict[str, Any]:
         """What it holds between two steps beside the observations, in plain containers."""
-        memory: State | None = getattr(self.policy, "memory", None)
+        memory = self.policy.memory
         return {
             "actions": to_plain(self._actions),
             "memory": memory.to_dict() if isinstance(memory, TensorDictBase) else memory,
@@ -175,8 +174,7 @@ class PlayingAgent:
         memory = state["memory"]
         if isinstance(memory, Mapping):
             memory = TensorDict(dict(memory), batch_size=[num_envs])
-        if isinstance(self.policy, PPOPolicy):
-            self.policy.memory = None if memory is None else memory.to(self.policy.device)
+        self.policy.memory = None if memory is None else memory.to(self.policy.device)
 
 
 def look_at_agent(
@@ -215,7 +213,7 @@ def look_at_agent(
             "an environment."
         )
     shown = ("hidden", "logits" if isinstance(action_space, spaces.Discrete) else "mean")
-    return {key: tuple(getattr(output, key).shape[1:]) for key in shown if hasattr(output, key)}
+    return {key: tuple(getattr(output, key).shape[1:]) for key in shown if getattr(output, key, None) is not None}
 
 
 def _sample(space: spaces.Space[Any], rows: int) -> ArrayObservation:

@@ -152,13 +152,12 @@ class CoordinationEnv(EnvFactory):
         return self._loaded[name].policy
 
     def _do_both_act(self) -> bool:
-        remembering = [
-            name for name in AGENTS if getattr(getattr(self._policy(name), "model", None), "initial_state", None)
-        ]
-        if self.both_act is False and remembering:
+        remembering = [name for name in AGENTS if self._policy(name).has_memory]
+        left_out = [name for name in remembering if not getattr(self, f"open_{name}")]  # open ones see every step
+        if self.both_act is False and left_out:
             raise ConfigurationError(
-                f"--data.env.both_act=false would leave steps out of the memory of --data.env.{remembering[0]}: leave "
-                "it out, so that both agents see every step."
+                f"--data.env.both_act=false would leave steps out of the memory of --data.env.{left_out[0]}: leave it "
+                "out, so that both agents see every step."
             )
         return bool(remembering) if self.both_act is None else self.both_act
 

@@ -83,7 +83,7 @@ class CoordPPOModel(nn.Module):
         dtype = self.fc_policy.weight.dtype
         parts = [] if encoded is None else [encoded.to(dtype)]
         if "hidden" in self.features:
-            parts.append(obs["novice_hidden"].to(dtype))
+            parts.append(obs["novice_hidden"].to(dtype).flatten(1))
         if "dist" in self.features:
             parts.append(obs["novice_logits"].to(dtype).softmax(dim=-1))
         hidden = torch.cat(parts, dim=-1)

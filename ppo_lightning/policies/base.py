@@ -5,18 +5,33 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from ppo_lightning.core.rollout import State
 from ppo_lightning.models.actor_critic import RawObservation
+
+PolicyT = TypeVar("PolicyT", bound="Policy")
 
 
 class Policy(ABC):
-    """Chooses the actions of ``B`` environments, row by row."""
+    """Chooses the actions of ``B`` environments, row by row.
+
+    Attributes:
+        memory: what it carries from one step to the next, ``(B, *shape)``: a tensor or a TensorDict that is replaced
+            and never written into; None before the first step, and without memory.
+    """
+
+    memory: State | None = None
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether it must see every step: what it does depends on the steps before."""
+        return False
 
     @property
     def device(self) -> torch.device:
@@ -37,9 +52,11 @@ class Policy(ABC):
     def __str__(self) -> str:
         return type(self).__name__
 
-    def fresh(self) -> Policy:
+    def fresh(self: PolicyT) -> PolicyT:
         """The same policy for other environments: it shares the parameters, and none of the memory."""
-        return copy.copy(self)
+        other = copy.copy(self)
+        other.memory = None
+        return other
 
     def draws(self, temperature: float) -> bool:
         """Whether its actions depend on noise."""

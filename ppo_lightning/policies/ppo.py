@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 from ppo_lightning.core.checkpoint import network_from_checkpoint, read_checkpoint, spaces_of
 from ppo_lightning.core.errors import ConfigurationError, check_range
-from ppo_lightning.core.rollout import State
 from ppo_lightning.functional.distributions import Distribution
 from ppo_lightning.models.actor_critic import RawObservation, as_observation
 from ppo_lightning.policies.base import Policy
@@ -33,7 +31,6 @@ class PPOPolicy(Policy):
 
     Attributes:
         model: the network.
-        memory: what a network with memory holds between two steps, ``(B, *shape)``; None before the first.
         observation_space: what the checkpoint's network was trained on; None of a network that was given.
         action_space: what it chooses from; None likewise.
 
@@ -44,7 +41,6 @@ class PPOPolicy(Policy):
     def __init__(self, model: Optional[nn.Module] = None, load_path: Union[str, Path, None] = None) -> None:
         if (model is None) == (load_path is None):
             raise ConfigurationError("PPOPolicy needs either a model or a load_path, and not both.")
-        self.memory: State | None = None
         self.observation_space: spaces.Space[Any] | None = None
         self.action_space: spaces.Space[Any] | None = None
         if load_path is not None:
@@ -83,10 +79,9 @@ class PPOPolicy(Policy):
         actions = _choose(output.distribution, temperature, noise)
         return (actions, output) if return_model_output else actions
 
-    def fresh(self) -> PPOPolicy:
-        other = copy.copy(self)
-        other.memory = None
-        return other
+    @property
+    def has_memory(self) -> bool:
+        return hasattr(self.model, "initial_state")
 
     def _run(self, obs: Any) -> Any:
         initial_state = getattr(self.model, "initial_state", None)

@@ -12,7 +12,7 @@ from torch import nn
 from ppo_lightning import ActorCritic, ConfigurationError, CoordinationEnv, MLPEncoder, PPOModelOutput, PPOPolicy
 from ppo_lightning.envs.agents import KeyedNoise, look_at_agent
 from ppo_lightning.policies import AlwaysPolicy, Policy
-from tests.coordination import TINY, TWO, VECTOR, WALKS, Counted, Says, policy_of, save_agent
+from tests.coordination import TINY, TWO, VECTOR, WALKS, Counted, CountedGRU, Says, policy_of, save_agent
 from tests.envs.states import through_a_file
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
@@ -176,3 +176,44 @@ def test_negative_numbers_are_refused():
 def test_an_id_stands_for_the_gymnasium_environment():
     env = CoordinationEnv("tests.tasks:Walk-v0", policy_of(TINY, 1), Says(1), 0.0).make([0])
     assert env.reset()["base_obs"].shape == (1, 4)
+
+
+class Remembering(Policy):
+    """Acts by how many steps of the episode it has seen; a policy of a user's own, with a memory and no network."""
+
+    has_memory = True
+
+    def act(self, obs, temperature=1.0, *, noise=None):
+        before = torch.zeros(len(obs), dtype=torch.int64) if self.memory is None else self.memory
+        self.memory = before + 1
+        return before % 2
+
+    def reset(self, done):
+        if self.memory is not None:
+            self.memory = torch.where(torch.from_numpy(done), 0, self.memory)
+
+
+def test_a_policy_of_ones_own_with_a_memory_sees_every_step_and_is_restored():
+    def make():
+        factory = CoordinationEnv(WALKS, Remembering(), Remembering(), open_novice=False, base_penalty=1.0)
+        env = factory.make([1, 2, 3])
+        env.reset()
+        return env
+
+    env, other = make(), make()
+    chosen = np.random.default_rng(1).integers(0, 2, (40, 3))
+    steps = np.zeros(3, dtype=int)
+    for actions in chosen[:20]:
+        result = env.step(actions)
+        assert result.base_actions.tolist() == (steps % 2).tolist()
+        steps = np.where(result.episode_starts, 0, steps + 1)
+    other.load_state_dict(env.state_dict())
+    for actions in chosen[20:]:
+        assert other.step(actions).base_actions.tolist() == env.step(actions).base_actions.tolist()
+
+
+def test_an_open_agent_with_a_memory_may_be_the_only_one_to_act_ahead():
+    network = PPOPolicy(CountedGRU(1))
+    CoordinationEnv(WALKS, network, policy_of(TINY, 2), both_act=False).make([1]).close()
+    with pytest.raises(ConfigurationError, match=r"memory of --data\.env\.expert"):
+        CoordinationEnv(WALKS, policy_of(TINY, 2), network, both_act=False).make([1])

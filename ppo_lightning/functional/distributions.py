@@ -109,15 +109,17 @@ def draw_noise(
 ) -> Tensor:
     """Noise for ``(T, N)`` actions: ``(T, N, A)`` Gumbel for Discrete, ``(T, N, D)`` normal for Box.
 
-    Column ``n`` comes from ``generators[n]`` alone.
+    Column ``n`` comes from ``generators[n]`` alone, and has the digits of ``dtype`` whatever torch's default is: the
+    Trainer's ``bf16-true`` makes it one with three, in which two actions tie.
     """
     if isinstance(action_space, spaces.Discrete):
-        shape = (num_steps, int(action_space.n))
-        columns = [-torch.empty(shape).exponential_(generator=generator).log() for generator in generators]
+        shape: tuple[int, ...] = (num_steps, int(action_space.n))
+        columns = [-torch.empty(shape, dtype=dtype).exponential_(generator=generator).log() for generator in generators]
     else:
         assert isinstance(action_space, spaces.Box)
-        columns = [torch.randn(num_steps, *action_space.shape, generator=generator) for generator in generators]
-    return torch.stack(columns, dim=1).to(device=device, dtype=dtype)
+        shape = (num_steps, *action_space.shape)
+        columns = [torch.randn(shape, dtype=dtype, generator=generator) for generator in generators]
+    return torch.stack(columns, dim=1).to(device)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

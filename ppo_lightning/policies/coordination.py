@@ -75,7 +75,7 @@ class RandomPolicy(Coordinator):
         return f"random {self.expert_probability:g}"
 
     def act(self, obs: RawObservation, temperature: float = 1.0, *, noise: Tensor | None = None) -> Tensor:
-        probabilities = torch.tensor([1 - self.expert_probability, self.expert_probability])
+        probabilities = torch.tensor([1 - self.expert_probability, self.expert_probability], dtype=torch.float32)
         distribution = Categorical(probabilities.log().expand(_rows(obs), 2))
         return distribution.sample(distribution.noise() if noise is None else noise.cpu())
 

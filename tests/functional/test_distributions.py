@@ -55,6 +55,21 @@ def test_categorical_samples_pass_a_chi_square_test(source):
     assert ((observed - expected) ** 2 / expected).sum() < 18.47  # 99.9 % of chi-square with 4 degrees of freedom
 
 
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Box(-1, 1, (2,))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_has_the_digits_asked_for_whatever_torchs_default_is(space, dtype):
+    """As in the Trainer's bf16-true, where a thousandth of the draws would tie, and 64-true."""
+    expected = draw_noise(space, 5, generators(3), dtype, torch.device("cpu"))
+    for default in (torch.bfloat16, torch.float64):
+        torch.set_default_dtype(default)
+        try:
+            noise = draw_noise(space, 5, generators(3), dtype, torch.device("cpu"))
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert noise.dtype == dtype
+        assert torch.equal(noise, expected)
+
+
 @pytest.mark.parametrize("source", ["draw_noise", "own noise"])
 def test_gaussian_samples_have_the_right_moments(source):
     mean, logstd, count = torch.tensor([1.0, -2.0]), torch.tensor([0.0, math.log(3)]), 40_000

@@ -60,6 +60,17 @@ def test_random_is_exact_at_its_ends(probability):
     assert (RandomPolicy(probability).act(obs) == probability).all()
 
 
+def test_random_is_as_exact_in_the_trainers_bf16_true():
+    noise = -torch.rand(100_000, 2, generator=torch.Generator().manual_seed(0)).log().neg().log()
+    obs = {"base_obs": torch.zeros(len(noise), 1)}
+    expected = RandomPolicy(0.3).act(obs, noise=noise)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(RandomPolicy(0.3).act(obs, noise=noise), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_random_follows_the_noise_it_is_given():
     noise = draw_noise(TWO, 1, [torch.Generator().manual_seed(n) for n in range(300)], torch.float32, "cpu")[0]
     for dtype in (torch.float32, torch.float64):

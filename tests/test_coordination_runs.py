@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.commands import LAST, WALK, command, load, run, sentence_of
 
@@ -43,6 +44,15 @@ def test_agents_are_found_from_another_folder_and_after_a_move(tmp_path_factory,
     shutil.move(home, moved)
     home.mkdir()
     assert table_of(run("test", f"--ckpt_path={moved / LAST}")) == before
+
+
+def test_a_name_that_no_file_can_have_is_not_looked_for():
+    checkpoint = torch.load(LAST, weights_only=True)
+    checkpoint["RolloutDataModule"]["env"]["agents"]["novice"]["absolute"] = 5000 * "x"
+    torch.save(checkpoint, LAST)
+    os.rename("novice", "weak")
+    sentence = sentence_of(command("test", f"--ckpt_path={LAST}"))
+    assert f"--data.env.novice: the checkpoint {PATHS['novice']} does not exist" in sentence
 
 
 def test_a_missing_or_another_agent_is_told():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ def agents_beside(config: Path, checkpoint: str, args: Sequence[str]) -> list[st
     for name in AGENTS:
         given = _agent_of(content, name)
         flags = (f"--data.env.{name}", f"--data.env.init_args.{name}", "--data.env", "--data")
-        if given is None or Path(given).is_file() or values(args, *flags):
+        if given is None or _is_file(Path(given)) or values(args, *flags):
             continue
-        places = [place for place in _places(given, config, checkpoint, name) if place.is_file()]
+        places = [place for place in _places(given, config, checkpoint, name) if _is_file(place)]
         found += [f"--data.env.init_args.{name}={places[0]}"] if places else []
     return found
 
@@ -32,6 +33,13 @@ def _agent_of(content: Any, name: str) -> str | None:
     for key in ("data", "env", "init_args", name):
         content = content.get(key) if isinstance(content, Mapping) else None
     return content if isinstance(content, str) else None
+
+
+def _is_file(path: Path) -> bool:
+    """False also for what can be no file's name, in a checkpoint of a stranger's."""
+    with contextlib.suppress(OSError, ValueError):
+        return path.is_file()
+    return False
 
 
 def _places(given: str, config: Path, checkpoint: str, name: str) -> Iterator[Path]:

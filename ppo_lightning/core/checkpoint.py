@@ -91,6 +91,8 @@ def _check_content(checkpoint: Any, path: Path, flag: str) -> None:
     counters = checkpoint.get("RolloutDataModule", {})
     if not wrong and any(type(counters.get(name, 0)) is not int for name in ("env_steps", "iteration")):
         wrong = ["RolloutDataModule"]
+    if not wrong and not isinstance(counters.get("env") or {}, dict):
+        wrong = ["RolloutDataModule"]
     if wrong:
         raise DamagedCheckpointError(
             f"{flag}: {path} is damaged: its {wrong[0]!r} is not what ppo-lightning writes there; use another "

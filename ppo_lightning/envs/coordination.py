@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class CoordinationEnv(EnvFactory):
         temperature: at which both sample; 0 takes their most probable actions.
 
     Raises:
-        ConfigurationError: a negative cost or temperature.
+        ConfigurationError: a cost or temperature that is negative or no number, or an infinite cost.
     """
 
     speed_settings = ("base_penalty_episodes",)
@@ -78,9 +79,9 @@ class CoordinationEnv(EnvFactory):
         both_act: Optional[bool] = None,
         temperature: float = 1.0,
     ) -> None:
-        check_range("--data.env.expert_query_cost_weight", expert_query_cost_weight, 0)
-        check_range("--data.env.switch_agent_cost_weight", switch_agent_cost_weight, 0)
-        check_range("--data.env.base_penalty", base_penalty or 0, 0)
+        _check_cost("--data.env.expert_query_cost_weight", expert_query_cost_weight)
+        _check_cost("--data.env.switch_agent_cost_weight", switch_agent_cost_weight)
+        _check_cost("--data.env.base_penalty", base_penalty or 0)
         check_range("--data.env.base_penalty_episodes", base_penalty_episodes, 1)
         check_range("--data.env.temperature", temperature, 0)
         self.env = GymnasiumEnv(env) if isinstance(env, str) else env
@@ -105,9 +106,9 @@ class CoordinationEnv(EnvFactory):
         """Charge ``base_penalty`` times the weights from now on, in all environments that were made from this.
 
         Raises:
-            ConfigurationError: it is negative.
+            ConfigurationError: it is negative, or no finite number.
         """
-        check_range("base_penalty", base_penalty, 0)
+        _check_cost("base_penalty", base_penalty)
         self._costs.base_penalty.value = float(base_penalty)
 
     # -- making
@@ -227,14 +228,23 @@ class CoordinationEnv(EnvFactory):
     def load_state_dict(self, state: Mapping[str, Any]) -> str:
         """The base penalty that a run found out goes on to hold."""
         known = state.get("base_penalty")
-        if self.base_penalty is None and isinstance(known, float) and known >= 0:
+        if self.base_penalty is None and isinstance(known, float) and 0 <= known < math.inf:
             self.set_costs(known)
+        saved = state.get("agents")
         others = [
             f"--data.env.{name}"
-            for name, saved in (state.get("agents") or {}).items()
-            if name in AGENTS and saved.get("sha256") != self._digest_of(name)
+            for name, own in (saved if isinstance(saved, Mapping) else {}).items()
+            if name in AGENTS and isinstance(own, Mapping) and own.get("sha256") != self._digest_of(name)
         ]
         return f"The checkpoint was trained with another {' and another '.join(others)}." if others else ""
+
+
+def _check_cost(flag: str, value: float) -> None:
+    check_range(flag, value, 0)
+    if value == math.inf:
+        raise ConfigurationError(
+            f"{flag}=inf would make a step cost more than there are numbers for: give a finite one."
+        )
 
 
 def _load(path: str, flag: str) -> PPOPolicy:

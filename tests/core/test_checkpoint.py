@@ -101,6 +101,12 @@ def test_code_in_a_file_does_not_run(tmp_path, save):
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("env", [[1], 3, "x"])
+def test_what_is_said_of_the_environment_is_a_mapping(tmp_path, env):
+    torch.save(checkpoint_of(BUILDER(OBS, ACTIONS), RolloutDataModule={"env": env}), tmp_path / "a.ckpt")
+    assert "its 'RolloutDataModule' is not what ppo-lightning writes there" in refusal(tmp_path / "a.ckpt")
+
+
 @pytest.mark.parametrize(
     "content",
     [torch.zeros(3), {"state_dict": {}}, {FORMAT_KEY: 1}, {"pytorch-lightning_version": "2.6", "state_dict": {}}, []],

@@ -173,6 +173,28 @@ def test_negative_numbers_are_refused():
         CoordinationEnv(WALKS, Says(0), Says(1), base_penalty_episodes=0)
 
 
+def test_costs_are_finite():
+    """Infinity would be no cost of the novice's steps either: 0 · ∞ is no number."""
+    for name in ("expert_query_cost_weight", "switch_agent_cost_weight", "base_penalty"):
+        with pytest.raises(ConfigurationError, match=rf"^--data.env.{name}=inf would .*: give a finite one\.$"):
+            CoordinationEnv(WALKS, Says(0), Says(1), **{name: math.inf})
+    with pytest.raises(ConfigurationError, match="base_penalty=inf"):
+        CoordinationEnv(WALKS, Says(0), Says(1)).set_costs(math.inf)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *({"agents": agents} for agents in ([1], "x", {"novice": 3}, {"novice": [1]}, {"other": {}})),
+        *({"base_penalty": known} for known in ("x", [1], math.inf, math.nan, -1.0)),
+    ],
+)
+def test_what_a_strangers_checkpoint_says_is_taken_for_nothing(state):
+    env = CoordinationEnv(WALKS, Says(0), Says(1), open_novice=False)
+    assert env.load_state_dict(state) == ""
+    assert env.state_dict()["base_penalty"] is None
+
+
 def test_an_id_stands_for_the_gymnasium_environment():
     env = CoordinationEnv("tests.tasks:Walk-v0", policy_of(TINY, 1), Says(1), 0.0).make([0])
     assert env.reset()["base_obs"].shape == (1, 4)

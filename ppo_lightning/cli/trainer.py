@@ -14,6 +14,7 @@ from ppo_lightning.callbacks.coordination import write_rows
 from ppo_lightning.callbacks.thresholds import PERCENTILES
 from ppo_lightning.cli.arguments import run_folder
 from ppo_lightning.cli.coordination_report import points_of, table_beside
+from ppo_lightning.core.files import check_file
 from ppo_lightning.curves.comparison import check_picture, plot_comparison
 
 
@@ -123,6 +124,7 @@ class CommandTrainer(Trainer):
             weights_only: as for validate.
         """
         check_picture(out)
+        check_file(table_beside(out))
         comparison = CoordinatorComparison(
             probabilities=probabilities,
             confidence=confidence,

@@ -30,6 +30,14 @@ def make_writable_folder(folder: Path, flag: str, named: Path | None = None) -> 
         raise ConfigurationError(f"{flag}={named or folder} cannot be written ({reason}): name a folder that can.")
 
 
+def check_file(path: Path, flag: str = "--out") -> None:
+    """Raise :class:`ConfigurationError` where a folder has the file's name, or it can't be made; names ``flag``."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        reason = "it is a folder" if path.is_dir() else f"{folder} is {'read-only' if folder.is_dir() else 'a file'}"
+        raise ConfigurationError(f"{flag}={path} cannot be written ({reason}): name a file in a folder that can.")
+
+
 @contextlib.contextmanager
 def written_whole(path: Path, flag: str = "--out") -> Iterator[Path]:
     """A file beside ``path`` to write, which takes its place once all went well; its folder is made if it is missing.

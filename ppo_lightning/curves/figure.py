@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from ppo_lightning.core.errors import ConfigurationError, close_names
-from ppo_lightning.core.files import written_whole
+from ppo_lightning.core.files import check_file, written_whole
 from ppo_lightning.curves.panels import Line, Panel, kind_of
 
 # Okabe and Ito's palette, which colour-blind people can tell apart; its yellow is too pale for lines
@@ -35,7 +34,7 @@ _COLUMNS = 4
 _WIDTH, _MAX_PANEL_WIDTH = 11.0, 5.5  # inches; text of 10 points is still read where 11 inches are a README's width
 _LETTER, _HANDLE = 0.075, 0.7  # inches of a letter, and of the sign before a legend's text
 _DPI = 200
-_MAXMARKERS = 25
+_MAX_MARKERS = 25
 _ROUND = 1, 2, 2.5, 5, 10  # between ticks
 _STYLE: dict[str, Any] = {
     **{"font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "legend.fontsize": 10},
@@ -139,7 +138,7 @@ def _draw_panel(axis: Axes, panel: Panel, x: str, look: _Look) -> None:
             curve.mean,
             color=color,
             label=", ".join(filter(None, [line.label, line.metric])),
-            markevery=max(1, len(curve.x) // _MAXMARKERS),
+            markevery=max(1, len(curve.x) // _MAX_MARKERS),
             **(alone | look.of_kind(kind_of(line.metric))),
         )
     label_axes(axis, f"wall time ({unit})" if unit else "environment steps", panel.ylabel)
@@ -190,10 +189,7 @@ def check_output(path: Path) -> None:
             f"--out={path} does not end with a picture format ({', '.join(sorted(known))}): name a .png, say."
             f"{close_names(ending, known)}"
         )
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        reason = "it is a folder" if path.is_dir() else f"{folder} is {'read-only' if folder.is_dir() else 'a file'}"
-        raise ConfigurationError(f"--out={path} cannot be written ({reason}): name a file in a folder that can.")
+    check_file(path)
 
 
 def save(figure: Figure, path: Path) -> None:

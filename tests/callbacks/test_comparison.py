@@ -152,6 +152,11 @@ def test_json_and_no_checkpoint():
 def test_the_command_refuses_in_one_sentence(monkeypatch):
     config = write_config()
     assert "does not end with a picture format" in sentence_of(command("compare", config, "--out=all.csv"))
+    Path("all.csv").mkdir()
+    assert "--out=all.csv cannot be written (it is a folder)" in sentence_of(
+        command("compare", config, "--out=all.png")
+    )
+    assert not Path("all.png").exists()
     assert "--learned.ours: " in sentence_of(command("compare", config, "--learned={ours: none.ckpt}"))
     assert "--resume is for fit" in sentence_of(command("compare", config, "--resume=auto"))
     assert "neither: set --data.env to CoordinationEnv" in sentence_of(command("compare", *WALK))

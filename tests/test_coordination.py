@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import nn
 
 from ppo_lightning import (
@@ -20,6 +21,7 @@ from ppo_lightning import (
     Evaluation,
     GymnasiumEnv,
     LogitThresholdPolicy,
+    Policy,
     PPOPolicy,
     RandomPolicy,
     RunCheckpoint,
@@ -535,6 +537,29 @@ def test_policies_that_do_not_fit_are_refused(policy, words):
 def test_a_policy_that_is_no_network_has_nothing_to_show():
     with pytest.raises(ConfigurationError, match=r"--data.env.novice is no network.*open_novice=false"):
         fit(make_coordinator("obs"), make_data(coordinated(WALKS, Says(0), Says(1), base_penalty=0.5)))
+
+
+def test_a_policy_of_ones_own_always_gets_tensors_and_may_answer_with_arrays():
+    """Where it plays as an agent, where the base penalty is measured, and where it coordinates."""
+    got = []
+
+    class Own(Policy):
+        def act(self, obs, temperature=1.0, *, noise=None):
+            got.append(type(obs))
+            values = obs if isinstance(obs, torch.Tensor) else obs["base_obs"]
+            return (values[:, 2] + values[:, 3] > 0).long().numpy()
+
+        def draws(self, temperature):
+            return False
+
+    env = coordinated(BONUS, Own(), Own(), open_novice=False, base_penalty_episodes=2)
+    env.make([0]).reset()
+    data = make_data(env)
+    make_trainer(callbacks=[Evaluation(num_episodes=2, policy=Own())]).test(
+        make_coordinator("obs"), data, verbose=False
+    )
+    assert set(got) == {torch.Tensor, TensorDict}
+    assert env.state_dict()["base_penalty"] > 0
 
 
 def test_policies_in_python():

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 import torch
@@ -140,10 +139,7 @@ class _Player:
             self._rows = np.flatnonzero(has_more)
         noise = self._noise.next() if self._noise is not None else None
         if len(self._rows) == self._num_envs:
-            actions: Array = (
-                self._policy.act(to_device(obs, self._device), self._temperature, noise=noise).cpu().numpy()
-            )
-            return actions
+            return self._choose(obs, noise)
         noise = noise[torch.from_numpy(self._rows).to(noise.device)] if noise is not None else None
         some = self._choose(take_rows(obs, self._rows), noise)
         actions = np.zeros((self._num_envs, *some.shape[1:]), dtype=some.dtype)
@@ -152,7 +148,7 @@ class _Player:
 
     def _choose(self, obs: ArrayObservation, noise: Tensor | None) -> Array:
         actions = self._policy.act(to_device(obs, self._device), self._temperature, noise=noise)
-        return cast(Array, actions.cpu().numpy())
+        return torch.as_tensor(actions).cpu().numpy()
 
     def reset(self, episode_starts: Array) -> None:
         self._policy.reset(episode_starts[self._rows])

@@ -16,6 +16,7 @@ from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.plain import from_plain, to_plain
 from ppo_lightning.envs.base import Array, ArrayObservation, join_rows, take_rows
 from ppo_lightning.functional.distributions import at_least_float32, draw_noise
+from ppo_lightning.models.actor_critic import as_observation
 from ppo_lightning.policies.base import Policy
 from ppo_lightning.policies.ppo import PPOPolicy
 
@@ -145,11 +146,7 @@ class PlayingAgent:
 
     def _act(self, obs: ArrayObservation, noise: Tensor | None) -> tuple[Array, Any]:
         given = None if noise is None else noise.to(self.policy.device)
-        if isinstance(self.policy, PPOPolicy):
-            actions, output = self.policy.act(obs, self._temperature, True, noise=given)
-        else:
-            actions, output = self.policy.act(obs, self._temperature, noise=given), None
-        return torch.as_tensor(actions).cpu().numpy(), output
+        return _ask(self.policy, obs, self._temperature, given)
 
     def _shown(self, output: Any, rows: slice) -> dict[str, Array]:
         return {
@@ -193,11 +190,7 @@ def look_at_agent(
     obs = _sample(observation_space, rows=2)
     try:
         noise = draw_noise(action_space, 1, [torch.Generator()] * 2, torch.float32, policy.device)[0]
-        if isinstance(policy, PPOPolicy):
-            actions, output = policy.fresh().act(obs, 1.0, True, noise=noise)
-        else:
-            actions, output = policy.fresh().act(obs, 1.0, noise=noise), None
-        plain = torch.as_tensor(actions).cpu().numpy()
+        plain, output = _ask(policy.fresh(), obs, 1.0, noise)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError(
@@ -214,6 +207,16 @@ def look_at_agent(
         )
     shown = ("hidden", "logits" if isinstance(action_space, spaces.Discrete) else "mean")
     return {key: tuple(getattr(output, key).shape[1:]) for key in shown if getattr(output, key, None) is not None}
+
+
+def _ask(policy: Policy, obs: ArrayObservation, temperature: float, noise: Tensor | None) -> tuple[Array, Any]:
+    """Its actions, and the output of its network if it has one."""
+    tensors, output = as_observation(obs, policy.device), None
+    if isinstance(policy, PPOPolicy):
+        actions, output = policy.act(tensors, temperature, True, noise=noise)
+    else:
+        actions = policy.act(tensors, temperature, noise=noise)
+    return torch.as_tensor(actions).cpu().numpy(), output
 
 
 def _sample(space: spaces.Space[Any], rows: int) -> ArrayObservation:

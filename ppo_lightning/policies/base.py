@@ -40,10 +40,10 @@ class Policy(ABC):
 
     @abstractmethod
     def act(self, obs: RawObservation, temperature: float = 1.0, *, noise: Tensor | None = None) -> Any:
-        """Actions ``(B,)`` or ``(B, D)`` for observations ``(B, *shape)``.
+        """Actions ``(B,)`` or ``(B, D)`` for observations ``(B, *shape)``; as a tensor, or an array.
 
         Args:
-            obs: tensors, numpy arrays, or a mapping of either.
+            obs: a tensor on ``device``, a TensorDict of them for Dict observations.
             temperature: 0 takes the most probable action; else samples, sharper below 1 and flatter above.
             noise: what to sample by, as :func:`functional.distributions.draw_noise` draws it; by default fresh from
                 torch's global generator.

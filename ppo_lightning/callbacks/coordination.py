@@ -17,13 +17,15 @@ from tqdm.auto import tqdm
 from ppo_lightning.callbacks.evaluation import Evaluation
 from ppo_lightning.callbacks.isolation import beside_training
 from ppo_lightning.core.errors import ConfigurationError
-from ppo_lightning.core.files import written_whole
+from ppo_lightning.core.files import check_file, written_whole
 from ppo_lightning.data.evaluate import EvaluationResult, See
 from ppo_lightning.data.scoring import Scoring, placement
 from ppo_lightning.envs.base import EnvFactory
 from ppo_lightning.envs.coordination import CoordinationEnv
 from ppo_lightning.policies.base import Policy
 from ppo_lightning.policies.coordination import EXPERT
+
+_FIRST = "split", "label", "coordinator"  # columns
 
 
 @dataclass(frozen=True)
@@ -150,11 +152,20 @@ def play(
         return scoring.play(trainer, factory, policy, see)
 
 
+def check_table(path: Path) -> None:
+    """Raise :class:`ConfigurationError` unless a table can be written there, in place of no other file than a table."""
+    check_file(path)
+    if path.is_file() and not path.read_bytes().startswith(",".join(_FIRST).encode()):
+        raise ConfigurationError(
+            f"--out: the numbers go to {path}, which holds something else: give the picture another name."
+        )
+
+
 def write_rows(path: Path, scores: Sequence[CoordinatorScore]) -> None:
     """A CSV file, a row a score; whole or not at all."""
     rows = [score.row() for score in scores]
     settings = [name for score in scores for name in score.candidate.settings]
-    names = dict.fromkeys(["split", "label", "coordinator", *settings, *(name for row in rows for name in row)])
+    names = dict.fromkeys([*_FIRST, *settings, *(name for row in rows for name in row)])
     with written_whole(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()

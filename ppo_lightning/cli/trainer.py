@@ -10,11 +10,10 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from ppo_lightning.callbacks import CoordinatorComparison, Evaluation, ThresholdCalibration, VideoRecorder
 from ppo_lightning.callbacks.comparison import PROBABILITIES
-from ppo_lightning.callbacks.coordination import write_rows
+from ppo_lightning.callbacks.coordination import check_table, write_rows
 from ppo_lightning.callbacks.thresholds import PERCENTILES
 from ppo_lightning.cli.arguments import run_folder
 from ppo_lightning.cli.coordination_report import points_of, table_beside
-from ppo_lightning.core.files import check_file
 from ppo_lightning.curves.comparison import check_picture, plot_comparison
 
 
@@ -124,7 +123,7 @@ class CommandTrainer(Trainer):
             weights_only: as for validate.
         """
         check_picture(out)
-        check_file(table_beside(out))
+        check_table(table_beside(out))
         comparison = CoordinatorComparison(
             probabilities=probabilities,
             confidence=confidence,

@@ -147,6 +147,7 @@ def test_json_and_no_checkpoint():
     }
     assert (told["picture"], told["table"]) == ("comparison.png", "comparison.csv")
     assert Path("comparison.png").read_bytes().startswith(b"\x89PNG")
+    run("compare", write_config(splits=None), *FLAGS, "--json")  # again, over its own
 
 
 def test_the_command_refuses_in_one_sentence(monkeypatch):
@@ -157,6 +158,10 @@ def test_the_command_refuses_in_one_sentence(monkeypatch):
         command("compare", config, "--out=all.png")
     )
     assert not Path("all.png").exists()
+    Path("metrics.csv").write_text("eval/return_mean,step\n1,2\n")
+    sentence = sentence_of(command("compare", config, "--out=metrics.png"))
+    assert "--out: the numbers go to metrics.csv, which holds something else" in sentence
+    assert Path("metrics.csv").read_text() == "eval/return_mean,step\n1,2\n"
     assert "--learned.ours: " in sentence_of(command("compare", config, "--learned={ours: none.ckpt}"))
     assert "--resume is for fit" in sentence_of(command("compare", config, "--resume=auto"))
     assert "neither: set --data.env to CoordinationEnv" in sentence_of(command("compare", *WALK))

@@ -101,6 +101,11 @@ def same(value):
     return value
 
 
+def finite(obs):
+    """The direction is infinite where the goal is straight above."""
+    return {**obs, "goal_direction": np.clip(obs["goal_direction"], -9, 9)}
+
+
 def wrap(name, /, *args, **kwargs):
     """One wrapper of Gymnasium's; None where this version has no such."""
     kind = getattr(wrappers, name, None)
@@ -430,6 +435,7 @@ SIMULATORS = [
         wrap_minigrid("FullyObsWrapper"),
         wrap_minigrid("DirectionObsWrapper"),
         wrap("FilterObservation", ["image", "goal_direction"]),
+        wrap("TransformObservation", finite, None),
         name="goal's direction",
         proves="wrappers:FullyObsWrapper wrappers:DirectionObsWrapper",
     ),

@@ -182,11 +182,15 @@ class Looking(nn.Module):
         self.network = SMALL_NETWORK(flat, action_space)
 
     def forward(self, obs):
-        if isinstance(self.space, spaces.Discrete):
-            obs = nn.functional.one_hot(obs.long() - int(self.space.start), int(self.space.n))
-        if isinstance(self.space, spaces.Dict):
-            obs = torch.cat([obs[key].flatten(1).float() for key in self.space], dim=1)
-        return self.network(obs.flatten(1).float())
+        return self.network(_flat(obs, self.space))
+
+
+def _flat(obs, space):
+    if isinstance(space, spaces.Dict):
+        return torch.cat([_flat(obs[key], part) for key, part in space.items()], dim=1)
+    if isinstance(space, spaces.Discrete):
+        obs = nn.functional.one_hot(obs.long() - int(space.start), int(space.n))
+    return obs.reshape(len(obs), -1).float()
 
 
 @pytest.mark.parametrize("name", AGENTS)

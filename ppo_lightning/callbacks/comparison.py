@@ -66,6 +66,8 @@ class CoordinatorComparison(CoordinatorTrials):
         if self.search.confidences:
             self._explored = self.search.make_factories(datamodule)
         for label, paths in self.learned.items():
+            if label in ("random", "always novice", "always expert") or (self.with_agent and label == _LEARNED):
+                raise ConfigurationError(f"--learned.{label}: another coordinator has this label: give it another.")
             if not paths:
                 raise ConfigurationError(f"--learned.{label} is empty: name a checkpoint, or leave the label out.")
             for path in paths:

@@ -274,12 +274,9 @@ class RolloutDataModule(LightningDataModule):
         """The counters, of which random streams are functions, and the environments of all ranks."""
         if self._collector is not None and self._collector.is_open:
             self._environments.gather(self._collector, self._layout(self._shares_of_a_rank()), self.iteration)
-        return {
-            "env_steps": self.env_steps,
-            "iteration": self.iteration,
-            "running": self._environments.running,
-            "env": self.env.state_dict(),
-        }
+        state = {"env_steps": self.env_steps, "iteration": self.iteration, "running": self._environments.running}
+        env = self.env.state_dict()
+        return {**state, "env": env} if env else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the counters of a checkpoint, and its environments when they are made."""

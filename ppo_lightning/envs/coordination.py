@@ -98,7 +98,7 @@ class CoordinationEnv(EnvFactory):
         self._costs = Costs(
             expert_query_cost_weight,
             switch_agent_cost_weight,
-            BasePenalty(None if base_penalty is None else float(base_penalty)),
+            BasePenalty(None if base_penalty is None else float(base_penalty), is_given=base_penalty is not None),
         )
         self._loaded: dict[str, _Loaded] = {}
 
@@ -110,6 +110,7 @@ class CoordinationEnv(EnvFactory):
         """
         _check_cost("base_penalty", base_penalty)
         self._costs.base_penalty.value = float(base_penalty)
+        self._costs.base_penalty.is_given = True
 
     # -- making
 
@@ -198,8 +199,7 @@ class CoordinationEnv(EnvFactory):
             raise ConfigurationError(
                 f"--data.env.base_penalty is not given, and {what} makes no cost: give one, or a better expert."
             )
-        base_penalty = mean_return / mean_length
-        self.set_costs(base_penalty)
+        unit.value = base_penalty = mean_return / mean_length
         return (
             f"The base penalty is {base_penalty:.6g}: {what}, of {self.base_penalty_episodes} episodes "
             f"(--data.env.base_penalty gives another)."
@@ -228,8 +228,9 @@ class CoordinationEnv(EnvFactory):
     def load_state_dict(self, state: Mapping[str, Any]) -> str:
         """The base penalty that a run found out goes on to hold."""
         known = state.get("base_penalty")
-        if self.base_penalty is None and isinstance(known, float) and 0 <= known < math.inf:
-            self.set_costs(known)
+        unit = self._costs.base_penalty
+        if not unit.is_given and isinstance(known, float) and 0 <= known < math.inf:
+            unit.value = known
         saved = state.get("agents")
         others = [
             f"--data.env.{name}"

@@ -30,10 +30,12 @@ class BasePenalty:
 
     Attributes:
         value: None as long as it is not known.
+        is_given: it was not found out; a checkpoint's does not replace it.
         is_charged: some of the environments charge it.
     """
 
     value: float | None = None
+    is_given: bool = False
     is_charged: bool = False
 
 

@@ -126,12 +126,12 @@ def _shown(space: spaces.Space[Any], feature_type: str, features: tuple[str, ...
         )
     for name in features:
         if _KEYS[name] not in space.spaces:
-            own = [key for key in space.spaces if key.startswith("novice_")]
+            own = [key for key in _KEYS.values() if key in space.spaces]
             raise ConfigurationError(
                 f"--model.network.feature_type={feature_type} reads {_KEYS[name]}, which "
                 + (
-                    f"this novice does not show, but {' and '.join(own)}: choose a feature_type of these or of obs."
-                    if own
+                    f"this novice does not show, but {' and '.join(own)}: choose a feature_type of these."
+                    if "novice_hidden" in own or "novice_logits" in own
                     else "a closed novice does not show: set --data.env.open_novice=true, or feature_type=obs."
                 )
             )

@@ -51,6 +51,12 @@ class MiniGridWorld:
             raise NotRestorableError(f"{describe(layer)} holds {error}") from None
 
     def load(self, layer: Any, state: Mapping[str, Any]) -> None:
+        try:
+            self._load(layer, state)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise NotRestorableError(f"the state is not one that {describe(layer)} was saved in") from error
+
+    def _load(self, layer: Any, state: Mapping[str, Any]) -> None:
         if state["fields"].keys() != _names(layer):
             raise NotRestorableError(
                 f"{describe(layer)} has other fields than the saved one: "

@@ -1,12 +1,12 @@
-"""What collecting with a coordinator costs beside its parts: the environment, and one forward pass of each network.
+"""What collecting with a coordinator costs beside its parts: the environment, and the forward pass of each network.
 
     python benchmarks/coordination_speed.py --env coinrun
     python benchmarks/coordination_speed.py --env MiniGrid
 
-Networks are untrained. The parts are measured by themselves, at the batch of all environments: stepping the base
-environment, and the forward passes of novice, expert and coordinator. Collecting is ``Collector.collect``: all of that,
-and sampling, costs, observations, storage. Both forms are measured: ``only the chosen agent acts`` asks the expert in
-the rows that the coordinator gives it, ``both act`` asks it in all. Rounds alternate, and ratios are of one round.
+Networks are untrained. ``Collector.collect`` is timed as a whole, and within it the steps of the base environment and
+the forward passes of novice, expert and coordinator: what is left is sampling, costs, observations and storage. Both
+forms are measured: ``only the chosen agent acts`` asks the expert in the rows that the coordinator gives it, ``both
+act`` asks it in all. A ratio is of one rollout.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
+from stopwatch import Stopwatch
 
 from ppo_lightning import CoordinationEnv, CoordPPOModel, GymnasiumEnv, ImpalaPPOModel, PPOPolicy, ProcgenEnv
 from ppo_lightning.algorithms.acting import ActingModule
-from ppo_lightning.core.agent import Agent
-from ppo_lightning.data.collect import Collector, to_device
+from ppo_lightning.data.collect import Collector
 from ppo_lightning.data.seeding import Streams
-from ppo_lightning.envs import EnvFactory, VectorEnv
+from ppo_lightning.envs import EnvFactory
 from ppo_lightning.models import ActorCritic, GridCNN, ImpalaCNN
 
 LIMIT = 1.15
@@ -58,29 +56,6 @@ def base_factory(name: str) -> tuple[EnvFactory, Callable[..., Any], Any]:
     return GymnasiumEnv("minigrid:MiniGrid-DistShift2-v0", wrappers=wrappers), small_network, GridCNN
 
 
-def seconds_of(work: Callable[[], Any]) -> float:
-    """Wall-clock time of one call."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def parts_of(env: VectorEnv, networks: list[Any], observations: list[Any], num_steps: int) -> float:
-    """Seconds that ``num_steps`` of the environment and of each network take by themselves."""
-    actions = np.random.default_rng(1).integers(0, int(env.action_space.n), (num_steps, env.num_envs))  # type: ignore[attr-defined]
-
-    def step() -> None:
-        for own in actions:
-            env.step(own)
-
-    def forward(network: Any, obs: Any) -> None:
-        with torch.no_grad():
-            for _ in range(num_steps):
-                network(obs)
-
-    return seconds_of(step) + sum(seconds_of(lambda: forward(*pair)) for pair in zip(networks, observations))  # noqa: B023
-
-
 def main() -> None:
     """Measure ``--rounds`` rounds after one to warm up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,42 +69,43 @@ def main() -> None:
     if not is_procgen:
         torch.set_num_threads(1)  # as the command line does for small networks
     num_envs, num_steps = args.num_envs or (128 if is_procgen else 16), args.num_steps or (16 if is_procgen else 256)
-    factory, build, encoder = base_factory(args.env)
-    streams = Streams(1, 0, num_envs)
-    base = factory.make(streams.env_seeds(0))
-    agents = [build(base.observation_space, base.action_space).eval() for _ in range(2)]
-    policies = [PPOPolicy(network) for network in agents]
-    collectors: dict[str, Collector] = {}
     for name, both_act in (("only the chosen agent acts", False), ("both act", True)):
-        coordination = CoordinationEnv(factory, *policies, base_penalty=0.1, both_act=both_act)
-        collectors[name] = Collector(coordination.make(streams.env_seeds(0)), num_steps)
-    env = next(iter(collectors.values())).env
+        ratios = list(measure(args.env, both_act, num_envs, num_steps, args.rounds))
+        middle = statistics.median(ratios)
+        verdict = "within" if middle <= LIMIT else "ABOVE"
+        print(f"{name}: {middle:.3f} ({min(ratios):.3f}–{max(ratios):.3f}), {verdict} {LIMIT}", flush=True)
+
+
+def measure(name: str, both_act: bool, num_envs: int, num_steps: int, rounds: int) -> Iterator[float]:
+    """The time of each rollout over that of its parts."""
+    base, build, encoder = base_factory(name)
+    streams = Streams(1, 0, num_envs)
+    probe = base.make([0])
+    agents = [build(probe.observation_space, probe.action_space).eval() for _ in range(2)]
+    probe.close()
+    factory = CoordinationEnv(base, *map(PPOPolicy, agents), base_penalty=0.1, both_act=both_act)
+    env: Any = factory.make(streams.env_seeds(0))
     player: Any = Player(lambda *given: CoordPPOModel(*given, encoder=encoder))
     player.build_network(env.observation_space, env.action_space)
-    base_obs, obs = base.reset(), env.reset()
-    device = torch.device("cpu")
-    networks = [*agents, player.network]
-    observations = [to_device(base_obs, device), to_device(base_obs, device), to_device(obs, device)]
-    ratios: dict[str, list[float]] = {name: [] for name in collectors}
-    for number in range(args.rounds + 1):
-        parts = parts_of(base, networks, observations, num_steps)
-        for name, collector in collectors.items():
-            whole = seconds_of(lambda: collector.collect(as_agent(player), streams.action_generators(number)))  # noqa: B023
-            if number:
-                ratios[name].append(whole / parts)
-                speed = num_envs * num_steps / whole
-                print(
-                    f"{name}: {whole:.3f} s, its parts {parts:.3f} s, ratio {whole / parts:.3f}, {speed:,.0f} steps/s"
-                )
-    for name, values in ratios.items():
-        middle = statistics.median(values)
-        verdict = "within" if middle <= LIMIT else "ABOVE"
-        print(f"{name}: {middle:.3f} ({min(values):.3f}–{max(values):.3f}), {verdict} {LIMIT}")
-
-
-def as_agent(player: Any) -> Agent:
-    """Of ``core.agent.Agent`` it has what a collector asks."""
-    return player  # type: ignore[no-any-return]
+    in_env, in_networks, whole = Stopwatch(), Stopwatch(), Stopwatch()
+    in_env.wrap(env.env, "step")
+    for network in (*agents, player.network):
+        in_networks.wrap(network, "forward")
+    collector = Collector(env, num_steps)
+    whole.wrap(collector, "collect")
+    for number in range(rounds + 1):
+        in_env.seconds = in_networks.seconds = whole.seconds = 0.0
+        collector.collect(player, streams.action_generators(number))
+        if not number:
+            continue  # it warms up, and has the reset in it
+        parts = in_env.seconds + in_networks.seconds
+        speed = num_envs * num_steps / whole.seconds
+        print(
+            f"  {whole.seconds:.3f} s: environment {in_env.seconds:.3f}, networks {in_networks.seconds:.3f}; "
+            f"ratio {whole.seconds / parts:.3f}, {speed:,.0f} steps/s"
+        )
+        yield whole.seconds / parts
+    env.close()
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ one. coinrun: 256 episodes on 128 environments, sampled, bfloat16, untrained unl
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Any
 
 import torch
+from stopwatch import Stopwatch
 
 from ppo_lightning.core.checkpoint import network_from_checkpoint, read_checkpoint
 from ppo_lightning.data.evaluate import envs_for, episode_quotas, evaluate
@@ -21,26 +21,6 @@ from ppo_lightning.data.seeding import Streams
 from ppo_lightning.envs import GymnasiumEnv, ProcgenEnv
 from ppo_lightning.models import ActorCritic, ImpalaPPOModel
 from ppo_lightning.policies import PPOPolicy
-
-
-class Stopwatch:
-    """Adds up the seconds spent in the calls of some functions."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def wrap(self, owner: Any, name: str) -> None:
-        """Time ``owner.name`` from now on."""
-        function = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.seconds += time.perf_counter() - started
-
-        setattr(owner, name, timed)
 
 
 def main() -> None:

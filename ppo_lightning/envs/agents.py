@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.plain import from_plain, to_plain
+from ppo_lightning.core.rollout import Observation
 from ppo_lightning.envs.base import Array, ArrayObservation, join_rows, take_rows
 from ppo_lightning.functional.distributions import at_least_float32, draw_noise
 from ppo_lightning.models.actor_critic import as_observation
@@ -87,6 +88,12 @@ class PlayingAgent:
         self._obs: ArrayObservation | None = None
         self._noise: Tensor | None = None
         self._actions: Array | None = None
+        self._device = policy.device  # asking a network for it takes as long as sampling its actions
+
+    def place(self, convert: Callable[[nn.Module], nn.Module]) -> None:
+        """Let ``convert`` move its network to another device or precision."""
+        self.policy.place(convert)
+        self._device = self.policy.device
 
     @property
     def needs_noise(self) -> bool:
@@ -145,8 +152,8 @@ class PlayingAgent:
         return self._act(take_rows(self._obs, rows), noise)[0]
 
     def _act(self, obs: ArrayObservation, noise: Tensor | None) -> tuple[Array, Any]:
-        given = None if noise is None else noise.to(self.policy.device)
-        return _ask(self.policy, obs, self._temperature, given)
+        given = None if noise is None else noise.to(self._device)
+        return _ask(self.policy, as_observation(obs, self._device), self._temperature, given)
 
     def _shown(self, output: Any, rows: slice) -> dict[str, Array]:
         return {
@@ -190,7 +197,7 @@ def look_at_agent(
     obs = _sample(observation_space, rows=2)
     try:
         noise = draw_noise(action_space, 1, [torch.Generator()] * 2, torch.float32, policy.device)[0]
-        plain, output = _ask(policy.fresh(), obs, 1.0, noise)
+        plain, output = _ask(policy.fresh(), as_observation(obs, policy.device), 1.0, noise)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError(
@@ -209,13 +216,13 @@ def look_at_agent(
     return {key: tuple(getattr(output, key).shape[1:]) for key in shown if getattr(output, key, None) is not None}
 
 
-def _ask(policy: Policy, obs: ArrayObservation, temperature: float, noise: Tensor | None) -> tuple[Array, Any]:
+def _ask(policy: Policy, obs: Observation, temperature: float, noise: Tensor | None) -> tuple[Array, Any]:
     """Its actions, and the output of its network if it has one."""
-    tensors, output = as_observation(obs, policy.device), None
+    output = None
     if isinstance(policy, PPOPolicy):
-        actions, output = policy.act(tensors, temperature, True, noise=noise)
+        actions, output = policy.act(obs, temperature, True, noise=noise)
     else:
-        actions = policy.act(tensors, temperature, noise=noise)
+        actions = policy.act(obs, temperature, noise=noise)
     return torch.as_tensor(actions).cpu().numpy(), output
 
 

@@ -174,7 +174,7 @@ class CoordinationVectorEnv(VectorEnv):
     def place_networks(self, convert: Callable[[nn.Module], nn.Module]) -> None:
         self.env.place_networks(convert)
         for agent in self._agents:
-            agent.policy.place(convert)
+            agent.place(convert)
 
     def render(self) -> Array:
         return self.env.render()

@@ -60,8 +60,8 @@ class Categorical:
         return -(log_probs.exp() * log_probs).sum(-1)
 
     def sample(self, noise: Tensor) -> Tensor:
-        """By the Gumbel trick: ``argmax(log p + G)`` has distribution ``p``."""
-        return (self.log_probs + noise).argmax(-1)
+        """By the Gumbel trick: ``argmax(z + G)`` has distribution ``softmax z``, normalised or not."""
+        return (self._logits + noise).argmax(-1)
 
     def noise(self) -> Tensor:
         return -torch.empty_like(self.log_probs).exponential_().log()

@@ -84,11 +84,10 @@ class PPOPolicy(Policy):
         return hasattr(self.model, "initial_state")
 
     def _run(self, obs: Any) -> Any:
-        initial_state = getattr(self.model, "initial_state", None)
-        if initial_state is None:
+        if not self.has_memory:
             return self.model(obs)
         if self.memory is None or len(self.memory) != len(obs):
-            self.memory = initial_state(len(obs))
+            self.memory = self.model.initial_state(len(obs))  # type: ignore[operator]
         output, self.memory = self.model(obs, self.memory)
         return output
 

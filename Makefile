@@ -18,6 +18,8 @@ help:  ## show the targets
 train: $(SETUP)  ## train CONFIG (configs/cartpole.yaml); more flags in ARGS
 	$(BIN)/ppo-lightning fit --config $(CONFIG) $(ARGS)
 
+# side by side, two threads each take twice as long
+minigrid-chain minigrid-novice minigrid-expert: export OMP_NUM_THREADS ?= 1
 minigrid-chain: minigrid-novice minigrid-expert  ## novice, expert, coordinator and their comparison (-j2: side by side)
 	$(BIN)/ppo-lightning fit --config configs/minigrid_coordination.yaml --resume=auto $(ARGS)
 	$(BIN)/ppo-lightning compare --ckpt_path lightning_logs/minigrid_coordination/checkpoints/best_test_hard.ckpt \

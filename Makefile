@@ -2,7 +2,7 @@
 
 CONFIG ?= configs/cartpole.yaml
 ARGS ?=
-WORKERS ?= -n auto --dist loadgroup
+WORKERS ?= -n auto --maxprocesses 4 --dist loadgroup
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10 python; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' >/dev/null 2>&1 \
 	&& echo $$python && break; done)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium
 import torch
 from gymnasium import spaces
 from torch import nn
@@ -13,7 +12,7 @@ from torch import nn
 from ppo_lightning.core.checkpoint import NetworkBuilder
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.instantiate import build_from_config
-from ppo_lightning.core.spaces import check_spaces
+from ppo_lightning.core.spaces import check_spaces, sample_rows
 from ppo_lightning.functional.distributions import draw_noise
 from ppo_lightning.models.actor_critic import as_observation
 
@@ -50,9 +49,7 @@ def build_network(network: Any, observation_space: spaces.Space[Any], action_spa
 
 def _check_fit(network: nn.Module, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
     name = type(network).__name__
-    batch_space = gymnasium.vector.utils.batch_space(observation_space, _BATCH)
-    batch_space.seed(0)
-    sample: Any = batch_space.sample()
+    sample = sample_rows(observation_space, _BATCH)
     try:
         with torch.no_grad():
             obs = as_observation(sample, next(network.parameters()).device)

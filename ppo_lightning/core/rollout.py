@@ -9,7 +9,7 @@ spaces, a nested ``TensorDict``; images keep the simulator's ``uint8``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, Union
 
 import torch
@@ -23,6 +23,18 @@ State = Union[Tensor, TensorDictBase]
 """What a policy with memory carries from step to step, ``(N, *shape)``."""
 
 BatchT = TypeVar("BatchT", bound=TensorClass)
+
+
+def state_to_plain(state: State | None) -> Any:
+    """What a checkpoint holds of a memory: a tensor, a dict of tensors, or None."""
+    return state.to_dict() if isinstance(state, TensorDictBase) else state
+
+
+def state_from_plain(plain: Any, num_envs: int, device: torch.device) -> State | None:
+    """The inverse of :func:`state_to_plain`, for ``num_envs`` rows."""
+    if isinstance(plain, Mapping):
+        plain = TensorDict(dict(plain), batch_size=[num_envs])
+    return None if plain is None else plain.to(device)
 
 
 def stack_steps(num_steps: int, example: Observation) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
 
 from ppo_lightning.core.errors import ConfigurationError
 
@@ -50,6 +51,13 @@ def part_at(whole: Any, path: tuple[str, ...]) -> Any:
     for key in path:
         whole = whole[key]
     return whole
+
+
+def sample_rows(space: spaces.Space[Any], rows: int, seed: int = 0) -> Any:
+    """Random members of a space, ``(rows, *shape)``; a dict of such for Dict spaces. The space itself draws nothing."""
+    batch = batch_space(space, rows)
+    batch.seed(seed)
+    return batch.sample()
 
 
 def space_to_dict(space: spaces.Space[Any]) -> PlainSpace:

@@ -13,9 +13,18 @@ from torch import Tensor
 from ppo_lightning.core.agent import ActOutput, Agent
 from ppo_lightning.core.errors import NotRestorableError, TrainingError
 from ppo_lightning.core.plain import from_plain, to_plain
-from ppo_lightning.core.rollout import MemoryRollout, Observation, Rollout, State, stack_steps
+from ppo_lightning.core.rollout import (
+    MemoryRollout,
+    Observation,
+    Rollout,
+    State,
+    stack_steps,
+    state_from_plain,
+    state_to_plain,
+)
 from ppo_lightning.data.episodes import EpisodeStatistics
 from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv
+from ppo_lightning.models.actor_critic import as_observation
 
 
 class Collector:
@@ -53,7 +62,7 @@ class Collector:
             "restarts": self.env.restarts,
             "obs": to_plain(self._obs),
             "starts": to_plain(self._starts),
-            "memory": self._state.to_dict() if isinstance(self._state, TensorDictBase) else self._state,
+            "memory": state_to_plain(self._state),
             "episodes": self.episodes.state_dict(),
         }
 
@@ -66,10 +75,7 @@ class Collector:
         self.env.restarts = state["restarts"]  # before the state, which may say more of them
         self.env.load_state_dict(state["simulators"])
         self._obs, self._starts = from_plain(state["obs"]), from_plain(state["starts"])
-        memory = state["memory"]
-        if isinstance(memory, Mapping):
-            memory = TensorDict(dict(memory), batch_size=[self.env.num_envs])
-        self._state = None if memory is None else memory.to(device)
+        self._state = state_from_plain(state["memory"], self.env.num_envs, device)
         self.episodes.load_state_dict(state["episodes"])
 
     def collect(self, agent: Agent, generators: Sequence[torch.Generator]) -> Rollout:
@@ -98,7 +104,7 @@ class Collector:
 
     def _play(self, agent: Agent, step: int, noise: Tensor, truncations: _Truncations) -> None:
         assert self._obs is not None
-        obs = to_device(self._obs, agent.device)
+        obs = as_observation(self._obs, agent.device)
         output = agent.act(obs, noise, self._state)
         if self._rollout is None:
             self._rollout = self._allocate(obs, output)
@@ -136,7 +142,7 @@ class Collector:
     def _bootstrap(self, agent: Agent, rollout: Rollout, truncations: _Truncations) -> None:
         """Fill ``next_values``: V of the next step's observation, and of the final one where truncated."""
         assert self._obs is not None
-        last_obs, num_envs = to_device(self._obs, agent.device), self.env.num_envs
+        last_obs, num_envs = as_observation(self._obs, agent.device), self.env.num_envs
         if not truncations.steps:
             last_values = agent.value_of(last_obs, self._state)
         else:
@@ -200,21 +206,13 @@ class _Truncations:
         picked = torch.from_numpy(np.searchsorted(ended, truncated))
         self.steps.append(step)
         self.rows.append(truncated)
-        self.obs.append(to_device(result.final_obs, device)[picked.to(device)])
+        self.obs.append(as_observation(result.final_obs, device)[picked.to(device)])
         if state is not None:
             self.states.append(state[torch.from_numpy(truncated).to(device)])
 
     def index(self) -> tuple[Array, Array]:
         steps = np.repeat(self.steps, [len(rows) for rows in self.rows])
         return steps, np.concatenate(self.rows)
-
-
-def to_device(obs: ArrayObservation, device: torch.device) -> Observation:
-    """Simulator arrays as tensors on ``device``, in their own dtypes; a TensorDict for Dict observations."""
-    if isinstance(obs, dict):
-        tensors = {key: to_device(value, device) for key, value in obs.items()}
-        return TensorDict(tensors, batch_size=[len(next(iter(tensors.values())))])
-    return torch.as_tensor(obs).to(device)
 
 
 def clear_state(agent: Agent, state: State | None, episode_starts: Array) -> State | None:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ppo_lightning.core.errors import TrainingError
-from ppo_lightning.data.collect import to_device
 from ppo_lightning.data.episodes import Episode, EpisodeStatistics
 from ppo_lightning.data.seeding import Streams
 from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv, take_rows
 from ppo_lightning.functional.distributions import draw_noise
+from ppo_lightning.models.actor_critic import as_observation
 from ppo_lightning.policies.base import Policy
 
 _NOISE_STEPS = 64
@@ -147,7 +147,7 @@ class _Player:
         return actions
 
     def _choose(self, obs: ArrayObservation, noise: Tensor | None) -> Array:
-        actions = self._policy.act(to_device(obs, self._device), self._temperature, noise=noise)
+        actions = self._policy.act(as_observation(obs, self._device), self._temperature, noise=noise)
         return torch.as_tensor(actions).cpu().numpy()
 
     def reset(self, episode_starts: Array) -> None:

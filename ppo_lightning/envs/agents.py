@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.plain import from_plain, to_plain
-from ppo_lightning.core.rollout import Observation
+from ppo_lightning.core.rollout import Observation, state_from_plain, state_to_plain
+from ppo_lightning.core.spaces import sample_rows
 from ppo_lightning.envs.base import Array, ArrayObservation, join_rows, take_rows
 from ppo_lightning.functional.distributions import at_least_float32, draw_noise
 from ppo_lightning.models.actor_critic import as_observation
@@ -164,21 +163,14 @@ class PlayingAgent:
 
     def state_dict(self) -> dict[str, Any]:
         """What it holds between two steps beside the observations, in plain containers."""
-        memory = self.policy.memory
-        return {
-            "actions": to_plain(self._actions),
-            "memory": memory.to_dict() if isinstance(memory, TensorDictBase) else memory,
-        }
+        return {"actions": to_plain(self._actions), "memory": state_to_plain(self.policy.memory)}
 
     def load_state_dict(
         self, state: Mapping[str, Any], obs: ArrayObservation, noise: Tensor | None, num_envs: int
     ) -> None:
         """Go on from there, with the observations and the noise of the step that comes."""
         self._obs, self._noise, self._actions = obs, noise, from_plain(state["actions"])
-        memory = state["memory"]
-        if isinstance(memory, Mapping):
-            memory = TensorDict(dict(memory), batch_size=[num_envs])
-        self.policy.memory = None if memory is None else memory.to(self.policy.device)
+        self.policy.memory = state_from_plain(state["memory"], num_envs, self._device)
 
 
 def look_at_agent(
@@ -194,7 +186,7 @@ def look_at_agent(
         policy.check_spaces(observation_space, action_space)
     except ConfigurationError as error:
         raise ConfigurationError(f"{flag}: {error}") from error
-    obs = _sample(observation_space, rows=2)
+    obs = sample_rows(observation_space, 2)
     try:
         noise = draw_noise(action_space, 1, [torch.Generator()] * 2, torch.float32, policy.device)[0]
         plain, output = _ask(policy.fresh(), as_observation(obs, policy.device), 1.0, noise)
@@ -224,11 +216,3 @@ def _ask(policy: Policy, obs: Observation, temperature: float, noise: Tensor | N
     else:
         actions = policy.act(obs, temperature, noise=noise)
     return torch.as_tensor(actions).cpu().numpy(), output
-
-
-def _sample(space: spaces.Space[Any], rows: int) -> ArrayObservation:
-    if isinstance(space, spaces.Dict):
-        return {key: _sample(part, rows) for key, part in space.items()}
-    space = copy.deepcopy(space)  # the environment may draw from its own
-    space.seed(0)
-    return np.stack([space.sample() for _ in range(rows)])

@@ -16,7 +16,6 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ppo_lightning.core.checkpoint import network_from_checkpoint, read_checkpoint, spaces_of
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.envs.agents import KeyedNoise, PlayingAgent, look_at_agent
 from ppo_lightning.envs.base import EnvFactory, Score, VectorEnv
@@ -148,7 +147,12 @@ class CoordinationEnv(EnvFactory):
         """The novice or the expert, loaded once."""
         if name not in self._loaded:
             given: Union[str, Policy] = getattr(self, name)
-            policy = _load(given, f"--data.env.{name}") if isinstance(given, str) else given
+            policy: Policy
+            if isinstance(given, str):
+                policy = PPOPolicy.from_checkpoint(given, f"--data.env.{name}")
+                policy.model.requires_grad_(False)
+            else:
+                policy = given
             policy.eval()
             self._loaded[name] = _Loaded(policy, _digest(policy))
         return self._loaded[name].policy
@@ -246,13 +250,6 @@ def _check_cost(flag: str, value: float) -> None:
         raise ConfigurationError(
             f"{flag}=inf would make a step cost more than there are numbers for: give a finite one."
         )
-
-
-def _load(path: str, flag: str) -> PPOPolicy:
-    checkpoint = read_checkpoint(path, flag)
-    policy = PPOPolicy(network_from_checkpoint(checkpoint, flag).requires_grad_(False))
-    policy.observation_space, policy.action_space = spaces_of(checkpoint)
-    return policy
 
 
 def _digest(policy: Policy) -> str:

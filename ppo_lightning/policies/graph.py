@@ -7,13 +7,12 @@ from typing import Any, Union
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector.utils import batch_space
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.rollout import Observation, State
-from ppo_lightning.core.spaces import part_at, paths_of
+from ppo_lightning.core.spaces import part_at, paths_of, sample_rows
 from ppo_lightning.functional.distributions import Categorical, DiagonalGaussian, at_least_float32
 from ppo_lightning.models.outputs import PPOModelOutput
 
@@ -100,9 +99,7 @@ class PolicyGraph(nn.Module):
 
     def random_observation(self, rows: int, seed: int) -> list[Tensor]:
         """Something from the observation space; normal where its bounds are so wide that they mean nothing."""
-        space = batch_space(self.observation_space, rows)
-        space.seed(seed)
-        sample: Any = space.sample()
+        sample = sample_rows(self.observation_space, rows, seed)
         parts = [sample] if self._paths is None else [part_at(sample, path) for path in self._paths]
         return [torch.from_numpy(_moderate(np.asarray(part), seed)) for part in parts]
 

@@ -44,11 +44,17 @@ class PPOPolicy(Policy):
         self.observation_space: spaces.Space[Any] | None = None
         self.action_space: spaces.Space[Any] | None = None
         if load_path is not None:
-            checkpoint = read_checkpoint(load_path, "load_path")
-            model = network_from_checkpoint(checkpoint, "load_path").eval()
-            self.observation_space, self.action_space = spaces_of(checkpoint)
+            model, self.observation_space, self.action_space = _parts_of(load_path, "load_path")
         assert model is not None
         self.model = model
+
+    @classmethod
+    def from_checkpoint(cls, path: Union[str, Path], flag: str) -> PPOPolicy:
+        """That of ``load_path``; errors name ``flag``."""
+        model, observation_space, action_space = _parts_of(path, flag)
+        policy = cls(model)
+        policy.observation_space, policy.action_space = observation_space, action_space
+        return policy
 
     @property
     def device(self) -> torch.device:
@@ -143,3 +149,9 @@ def _choose(distribution: Distribution, temperature: float, noise: Tensor | None
     if temperature != 1:
         distribution = distribution.tempered(temperature)
     return distribution.sample(noise if noise is not None else distribution.noise())
+
+
+def _parts_of(path: Union[str, Path], flag: str) -> tuple[nn.Module, spaces.Space[Any], spaces.Space[Any]]:
+    """The network of a checkpoint, and the two spaces that it was trained with."""
+    checkpoint = read_checkpoint(path, flag)
+    return (network_from_checkpoint(checkpoint, flag).eval(), *spaces_of(checkpoint))

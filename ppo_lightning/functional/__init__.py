@@ -1,6 +1,7 @@
 """The maths: pure functions of tensors."""
 
 from ppo_lightning.functional.advantages import (
+    discounted_sums,
     generalized_advantage_estimation,
     normalize_advantages,
 )
@@ -11,16 +12,25 @@ from ppo_lightning.functional.losses import (
     ppo_clipped_policy_loss,
     value_loss,
 )
-from ppo_lightning.functional.moments import moments_of, pool_moments
+from ppo_lightning.functional.moments import merge_moments, moments_of, moments_of_rows, pool_moments
+from ppo_lightning.functional.regularization import bounds_loss, l2c2_loss, mean_squared_difference
+from ppo_lightning.functional.squashed import SquashedGaussian
 
 __all__ = [
     "Categorical",
     "DiagonalGaussian",
     "Distribution",
+    "SquashedGaussian",
     "approx_kl_divergence",
+    "bounds_loss",
     "clip_fraction",
+    "discounted_sums",
     "generalized_advantage_estimation",
+    "l2c2_loss",
+    "mean_squared_difference",
+    "merge_moments",
     "moments_of",
+    "moments_of_rows",
     "normalize_advantages",
     "pool_moments",
     "ppo_clipped_policy_loss",

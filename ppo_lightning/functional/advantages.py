@@ -1,4 +1,4 @@
-"""Advantages and value targets from rollouts, all ``(T, N)``: T steps, N environments."""
+"""Advantages, value targets and discounted sums from rollouts, all ``(T, N)``: T steps, N environments."""
 
 from __future__ import annotations
 
@@ -72,3 +72,37 @@ def normalize_advantages(advantages: Tensor, moments: Tensor | None = None, eps:
         count, mean, variance = moments.to(advantages).unbind()
         variance = variance * count / (count - 1).clamp(min=1)
     return (advantages - mean) / (variance.sqrt() + eps)
+
+
+def discounted_sums(rewards: Tensor, ends: Tensor, valid: Tensor, trace: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    r"""Rewards so far in the episode, those longer ago discounted more: what reward scaling takes the variance of.
+
+    .. math::
+        R_t = \gamma\,(1 - \text{end}_{t-1})\,R_{t-1} + r_t
+
+    Source: Engstrom et al., "Implementation Matters in Deep Policy Gradients" (arXiv 2005.12729), algorithm 1, but for
+    the cut at an episode's end.
+
+    Args:
+        rewards: ``(T, N)``.
+        ends: ``(T, N)`` bool, where an episode ended, one way or the other.
+        valid: ``(T, N)`` bool; a step that is not (one that only resets) leaves the sum as it is.
+        trace: ``(N,)``, what runs on from the last rollout: zeros at first, then what this returned.
+        gamma: discount a step.
+
+    Returns:
+        ``(sums, trace)``: ``R`` of shape ``(T, N)``, and what runs on into the next rollout, 0 after an end.
+    """
+    check_same_shape(rewards=rewards, ends=ends, valid=valid)
+    check_same_shape(trace=trace, rewards_of_a_step=rewards[0])
+    continues = (~(valid & ends)).to(rewards.dtype)
+    decay = torch.where(valid, gamma, 1.0).to(rewards.dtype)
+    decay[1:] *= continues[:-1]
+    added = torch.where(valid, rewards, 0)
+
+    sums = torch.empty_like(rewards)
+    trace = trace.to(rewards.dtype)
+    for step in range(len(rewards)):
+        trace = added[step] + decay[step] * trace
+        sums[step] = trace
+    return sums, trace * continues[-1]

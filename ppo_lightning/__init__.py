@@ -28,6 +28,10 @@ from ppo_lightning.models import (
     ImpalaPPOModel,
     MLPEncoder,
     NatureCNN,
+    ObservationNormalizer,
+    PPOActor,
+    PPOCritic,
+    PPOModel,
     PPOModelOutput,
 )
 from ppo_lightning.policies import AlwaysPolicy, LogitThresholdPolicy, Policy, PPOPolicy, RandomPolicy, export_onnx
@@ -56,7 +60,11 @@ __all__ = [
     "ImpalaPPOModel",
     "MLPEncoder",
     "NatureCNN",
+    "ObservationNormalizer",
+    "PPOActor",
     "PPOBatch",
+    "PPOCritic",
+    "PPOModel",
     "PPOModelOutput",
     "PPOPolicy",
     "PPOSequenceBatch",

@@ -71,6 +71,44 @@ class Walk(gymnasium.Env):
         vars(self).update(state)
 
 
+class Reach(Walk):
+    """A walk that two actions are paid for, seen with and without noise, and by the critic alone.
+
+    Nothing rounds what depends on an action, which between one rank and two may differ in its last bits.
+    """
+
+    action_space = spaces.Box(np.array([-2, -0.5]), np.array([2, 0.5]), dtype=np.float64)
+    observation_space = spaces.Dict(
+        {
+            "noisy": spaces.Box(-np.inf, np.inf, (4,), np.float32),
+            "clean": spaces.Box(-np.inf, np.inf, (4,), np.float32),
+            "left": spaces.Discrete(10),
+        }
+    )
+
+    def _see(self):
+        noisy = self.position + self.np_random.normal(size=4) * 0.1
+        left = max(self.length - self.steps, 0) % 10
+        clean = (100 + 10 * self.position).astype(np.float32)
+        return {"noisy": (100 + 10 * noisy).astype(np.float32), "clean": clean, "left": left}
+
+    def reset(self, *, seed=None, options=None):
+        _, info = super().reset(seed=seed)
+        return self._see(), info
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        _, reward, terminated, truncated, info = super().step(0.5)
+        reward = 30 * (reward * float(action[0]) - float(action[1]) ** 2)
+        return self._see(), reward, terminated, truncated, info
+
+    def state_dict(self):
+        return super().state_dict()
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+
+
 class Broken(Walk):
     """A walk whose observation or reward becomes NaN after some steps of the whole environment."""
 
@@ -222,6 +260,6 @@ class Stroll(Walk):
         super().load_state_dict(state)
 
 
-for entry_point in (Bandit, Target, Walk, Broken, DictWalk, Slow, Wage, Stroll):
+for entry_point in (Bandit, Target, Walk, Broken, DictWalk, Slow, Wage, Stroll, Reach):
     gymnasium.register(f"{entry_point.__name__}-v0", f"tests.tasks:{entry_point.__name__}")
 gymnasium.register("Drawn-v0", "tests.tasks:Drawn", disable_env_checker=True)

@@ -18,7 +18,7 @@ from ppo_lightning.core.checkpoint import NetworkBuilder, load_network_weights, 
 from ppo_lightning.core.rollout import Observation, State
 from ppo_lightning.core.spaces import space_from_dict, space_to_dict
 from ppo_lightning.functional.distributions import at_least_float32, draw_noise
-from ppo_lightning.models.outputs import ModelOutput
+from ppo_lightning.models.outputs import ModelOutput, run_network, to_env
 
 PlainOrSpace = Union[dict[str, Any], spaces.Space[Any], None]
 
@@ -57,7 +57,7 @@ class ActingModule(LightningModule):
 
     def forward(self, obs: Any) -> Any:
         """The network's output for observations ``(B, *shape)``."""
-        return self._net(obs)
+        return run_network(self._net, obs)[0]
 
     @property
     def _net(self) -> Any:
@@ -65,7 +65,7 @@ class ActingModule(LightningModule):
         return self.network
 
     def _run(self, obs: Observation, state: State | None) -> tuple[ModelOutput, State | None]:
-        return (self._net(obs), None) if state is None else self._net(obs, state)
+        return run_network(self._net, obs, state)
 
     # -- what the dataset asks (core.agent.Agent)
 
@@ -91,7 +91,8 @@ class ActingModule(LightningModule):
         output, state = self._run(obs, state)
         distribution = output.distribution
         actions = distribution.sample(noise)
-        return ActOutput(actions, distribution.log_prob(actions), at_least_float32(output.value), state)
+        log_probs, values = distribution.log_prob(actions), at_least_float32(output.value)
+        return ActOutput(actions, log_probs, values, to_env(self._net, actions), state)
 
     def value_of(self, obs: Observation, state: State | None) -> Tensor:
         """The critic's values ``(N,)``."""

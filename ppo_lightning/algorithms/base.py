@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union, cast
 
@@ -12,17 +11,17 @@ import torch
 from lightning.pytorch.core.saving import _load_from_checkpoint
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from ppo_lightning.algorithms.acting import ActingModule
 from ppo_lightning.algorithms.borders import IterationBorders
 from ppo_lightning.algorithms.clock import TrainingClock
-from ppo_lightning.algorithms.optimization import Optimization, OptimizerBuilder, SchedulerBuilder, clip_in_bfloat16
+from ppo_lightning.algorithms.optimization import Optimization
+from ppo_lightning.algorithms.optimized import OptimizedModule
 from ppo_lightning.algorithms.ranks import (
     SpreadMinibatches,
     allow_unused_parameters,
     check_not_empty,
     fix_order_of_sums,
+    leave_statistics_alone,
     look_at_ranks,
     parameter_hash,
 )
@@ -36,56 +35,36 @@ from ppo_lightning.core.checkpoint import (
     read_checkpoint,
 )
 from ppo_lightning.core.checkpoint_io import check_same_checkpoint, install_checkpoint_io
-from ppo_lightning.core.errors import ConfigurationError, check_range
+from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.instantiate import describe
 from ppo_lightning.core.metrics import log_metrics
-from ppo_lightning.core.ranks import gather_over_ranks, mean_over_ranks
+from ppo_lightning.core.ranks import gather_over_ranks
 from ppo_lightning.functional.advantages import normalize_advantages
 
 
-class OnPolicyModule(ActingModule):
+class OnPolicyModule(OptimizedModule):
     """Base of the agents: a LightningModule that plays rollouts (``core.agent.Agent``) and learns from them.
 
     A subclass adds its numbers, ``prepare`` and ``training_step``.
 
     Args:
         network: builds the network from the observation and action space; in Python a built module also works.
-        optimizer: builds the optimiser from parameters and learning rate; Adam with eps 1e-5 by default.
-        scheduler: builds a learning-rate scheduler, stepped once an iteration.
-        learning_rate: of the optimiser.
-        anneal_lr: lower the learning rate linearly to 0 over ``--data.total_timesteps``.
+        optimization: how it learns.
         log_param_hash: log ``debug/param_hash`` every iteration, and stop if ranks' parameters differ.
 
     Raises:
         ConfigurationError: a number outside its range, or options that contradict each other.
     """
 
-    def __init__(
-        self,
-        network: NetworkBuilder,
-        optimizer: OptimizerBuilder | None,
-        scheduler: SchedulerBuilder | None,
-        learning_rate: float,
-        anneal_lr: bool,
-        log_param_hash: bool = False,
-    ) -> None:
-        super().__init__(network)
-        check_range("--model.learning_rate", learning_rate, 0, exclude_low=True)
-        if anneal_lr and scheduler is not None:
-            raise ConfigurationError(
-                "--model.anneal_lr=true and --model.scheduler both set the learning rate: leave one of them out."
-            )
-        parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
-        self.save_hyperparameters(  # of the subclass too
-            logger=False, ignore=[name for name, part in parts.items() if isinstance(part, nn.Module)]
-        )
+    def __init__(self, network: NetworkBuilder, optimization: Optimization, log_param_hash: bool = False) -> None:
+        super().__init__(network, optimization)
+        parts = {"network": network, "optimizer": optimization.optimizer, "scheduler": optimization.scheduler}
+        modules = [name for name, part in parts.items() if isinstance(part, nn.Module)]
+        self.save_hyperparameters(logger=False, ignore=["optimization", *modules])  # of the subclass
         if "_instantiator" not in self.hparams:  # not from the command line, which stores plain configurations
             self.hparams.update({name: describe(part) for name, part in parts.items()})
-        self.learning_rate = learning_rate
-        self.anneal_lr = anneal_lr
         self.log_param_hash = log_param_hash
 
-        self._optimization = Optimization(optimizer, scheduler)
         self.iteration_metrics: dict[str, float] = {}
         """What the last iteration logged."""
         self._statistics = UpdateStatistics()
@@ -96,10 +75,9 @@ class OnPolicyModule(ActingModule):
 
     def setup(self, stage: str) -> None:
         """Build the network from the data module's spaces where they were not given."""
-        if self.anneal_lr and stage == "fit" and self._source.total_timesteps is None:
-            raise ConfigurationError(
-                "--model.anneal_lr=true needs to know when training ends: set --data.total_timesteps."
-            )
+        if stage == "fit" and self._source.total_timesteps is None:
+            for flag in self.scheduled_flags[:1]:
+                raise ConfigurationError(f"{flag} needs to know when training ends: set --data.total_timesteps.")
         install_checkpoint_io(self.trainer)
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, IterationBorders) for callback in callbacks):
@@ -108,8 +86,14 @@ class OnPolicyModule(ActingModule):
             allow_unused_parameters(self.trainer)
         if self.network is None:
             self.build_network(self._source.observation_space, self._source.action_space)
+        leave_statistics_alone(self)
         # Lightning would do so after it has loaded a checkpoint, whose float64 parameters would be rounded to float32
         self.trainer.precision_plugin.convert_module(self)
+
+    @property
+    def scheduled_flags(self) -> list[str]:
+        """The flags that are set and depend on the run's length."""
+        return ["--model.anneal_lr=true"] if self.optimization.anneal_lr else []
 
     @property
     def has_unused_parameters(self) -> bool:
@@ -122,6 +106,11 @@ class OnPolicyModule(ActingModule):
         if datamodule is None or not hasattr(datamodule, "rollout_metrics"):
             raise ConfigurationError("PPO learns from rollouts: pass datamodule=RolloutDataModule(…) to the Trainer.")
         return cast(RolloutSource, datamodule)
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps so far, over all ranks."""
+        return self._source.env_steps
 
     # -- what the dataset asks of the update (core.agent.Agent)
 
@@ -150,9 +139,9 @@ class OnPolicyModule(ActingModule):
         """The minibatch's advantages by its mean and std over all ranks."""
         return normalize_advantages(advantages, None if self._spread is None else self._spread.advantages[batch_idx])
 
-    def _exceeds(self, mean: Tensor, limit: float, batch_idx: int) -> bool:
-        """Whether the mean over the minibatch of all ranks exceeds a limit: the same answer on each."""
-        return bool(mean_over_ranks(self.trainer, mean * self._weight(batch_idx)) > limit)
+    def gather(self, x: Tensor) -> Tensor:
+        """``x`` of every rank, ``(W, *x.shape)``; all must call this in the same order."""
+        return gather_over_ranks(self.trainer, x)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Nothing: the ``Evaluation`` callback plays whole episodes."""
@@ -170,51 +159,59 @@ class OnPolicyModule(ActingModule):
         """After a resume, let the settings of this run win over those stored with the optimiser's state."""
         self._steps_at_start = self._source.env_steps
         fix_order_of_sums(self.trainer)
-        self._optimization.settle(self.trainer, self.learning_rate, is_resumed=bool(self._source.iteration))
+        self.optimization.settle(self.trainer, is_resumed=bool(self._source.iteration))
         self._clock.start()
 
     def start_iteration(self) -> None:
-        """Set this iteration's learning rate, before callbacks look at it."""
+        """Set what this iteration's learning rate and schedules are, before callbacks look at it."""
         source = self._source
         self._steps_at_start = source.env_steps
         self._update_stopped = False
         self._statistics.clear()
-        remaining = 1.0
-        if self.anneal_lr:
-            assert source.total_timesteps is not None
-            remaining = 1 - source.env_steps / source.total_timesteps
-        self._optimization.set_learning_rate(self.trainer, self.learning_rate * remaining)
+        remaining = 1.0 if source.total_timesteps is None else 1 - source.env_steps / source.total_timesteps
+        self.optimization.start_iteration(self.trainer, remaining)
+        self.start_schedules(remaining)
+
+    def start_schedules(self, remaining: float) -> None:
+        """Set what else follows the part of training that ``remains``, from 1 down to 0."""
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Finish the iteration after its last minibatch, before any callback can save or evaluate."""
         if self.trainer.is_last_batch or self.update_stopped:
             self.finish_iteration()
 
-    def on_train_epoch_end(self) -> None:
-        """Step the schedules, also after an early stop (where Lightning would not)."""
-        for config in self.trainer.lr_scheduler_configs:
-            config.scheduler.step()  # type: ignore[call-arg]
-
     def finish_iteration(self) -> None:
         """Look for a NaN on any rank and log the iteration, once."""
         if not self._statistics.count:
             return
-        source = self._source
+        source, guard = self._source, self.optimization.guard
         clock = self._clock.end_iteration(source.env_steps - self._steps_at_start)
-        gather = functools.partial(gather_over_ranks, self.trainer)
-        update = self._statistics.report(source.env_steps, clock, gather)
-        learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        metrics = {**source.rollout_metrics(), **update, "train/learning_rate": learning_rate}
+        gather = self.gather
+        update = self._statistics.report(source.env_steps, clock, gather, bears_nan=guard is not None)
+        metrics = {**source.rollout_metrics(), **update, **self.learning_rates()}
+        if guard is not None:
+            metrics["train/dropped_steps"] = float(guard.dropped)
+        self.finish_statistics(gather)
         if self.log_param_hash:
             metrics["debug/param_hash"] = float(parameter_hash(self.trainer, self, source.env_steps))
         self._statistics.clear()
         self.iteration_metrics = metrics
         log_metrics(self.trainer, metrics, source.env_steps)
 
+    def finish_statistics(self, gather: Callable[[Tensor], Tensor]) -> None:
+        """Change what is frozen while a rollout is played and learned from; called on all ranks."""
+
     @property
     def metric_names(self) -> list[str]:
         """What is logged every iteration, ``rollout/return_mean`` and the like once episodes have ended."""
-        names = [*self._source.rollout_metric_names(), "train/learning_rate", "time/sps", "time/seconds"]
+        names = [
+            *self._source.rollout_metric_names(),
+            *self.optimization.learning_rate_names,
+            "time/sps",
+            "time/seconds",
+        ]
+        if self.optimization.guard is not None:
+            names.append("train/dropped_steps")
         return [*names, "debug/param_hash"] if self.log_param_hash else names
 
     def exclude_from_speed(self, seconds: float) -> None:
@@ -223,34 +220,16 @@ class OnPolicyModule(ActingModule):
 
     # -- Lightning's hooks
 
-    def configure_optimizers(self) -> Any:
-        """The optimiser at ``learning_rate``, and the scheduler if there is one."""
-        return self._optimization.build(self.parameters(), self.learning_rate)
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
-        """Nothing: Lightning leaves schedulers out after an early stop, so ``on_train_epoch_end`` steps them."""
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """As the Trainer says, in bfloat16 for fused optimisers too."""
-        if not clip_in_bfloat16(self.trainer, optimizer, gradient_clip_val, gradient_clip_algorithm):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Mark the format, and store the loops as after a whole iteration, also where a KL stop cut it short."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint[FORMAT_KEY] = FORMAT_VERSION
-        if self.trainer.optimizers:
-            checkpoint["optimizer_class"] = type(self.trainer.optimizers[0]).__name__
         checkpoint["train_seconds"] = self._clock.seconds
         complete_epoch(checkpoint["loops"]["fit_loop"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another network's checkpoint in a sentence."""
-        self._optimization.resumed_class = checkpoint.get("optimizer_class")
+        super().on_load_checkpoint(checkpoint)
         self._clock.seconds_before = checkpoint.get("train_seconds", 0.0)
         check_same_network(self.state_dict(), checkpoint["state_dict"], "--ckpt_path")
 

@@ -15,6 +15,7 @@ from ppo_lightning.core.instantiate import build_from_config
 from ppo_lightning.core.spaces import check_spaces, sample_rows
 from ppo_lightning.functional.distributions import draw_noise
 from ppo_lightning.models.actor_critic import as_observation
+from ppo_lightning.models.outputs import run_network
 
 _BATCH = 2
 
@@ -54,7 +55,7 @@ def _check_fit(network: nn.Module, observation_space: spaces.Space[Any], action_
         with torch.no_grad():
             obs = as_observation(sample, next(network.parameters()).device)
             memory = getattr(network, "initial_state", None)
-            output = network(obs) if memory is None else network(obs, memory(_BATCH))[0]
+            output, _ = run_network(network, obs, None if memory is None else memory(_BATCH))
             noise = draw_noise(action_space, 1, [torch.Generator()] * _BATCH, torch.float32, output.value.device)[0]
             actions = output.distribution.sample(noise)
             shapes = tuple(output.value.shape), tuple(output.distribution.log_prob(actions).shape), actions.shape[1:]

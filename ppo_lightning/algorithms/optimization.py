@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ppo_lightning.core.errors import ConfigurationError
+from ppo_lightning.algorithms.guards import GradientGuard
+from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.instantiate import build_from_config
 
 OptimizerBuilder = Callable[[Iterable[nn.Parameter], float], Optimizer]
@@ -26,33 +27,84 @@ def default_optimizer(params: Iterable[nn.Parameter], learning_rate: float) -> O
 
 
 class Optimization:
-    """Builds the optimiser and the scheduler, and after a resume lets this run's settings win over the checkpoint's.
+    """How an agent learns: its optimiser, learning rates and clipping, and what guards its steps.
+
+    After a resume this run's settings win over the checkpoint's.
 
     Args:
         optimizer: builds the optimiser, or the plain configuration of what does; None for ``default_optimizer``.
         scheduler: the same of the scheduler, stepped once an iteration; None for none.
+        learning_rate: of the optimiser; of the actor where ``critic_learning_rate`` is given.
+        anneal_lr: lower the learning rates linearly to 0 over the run.
+        critic_learning_rate: of the critic's own parameters, which then are a second parameter group.
+        critic_gradient_clip_val: clips the gradients of the critic's own parameters by themselves.
+        adaptive_lr: adapts the learning rates.
+        guard: drops bad steps.
+
+    Raises:
+        ConfigurationError: a number outside its range, or two things that set the learning rate.
     """
 
     def __init__(
         self,
         optimizer: OptimizerBuilder | Mapping[str, Any] | None,
         scheduler: SchedulerBuilder | Mapping[str, Any] | None,
+        learning_rate: float,
+        anneal_lr: bool = False,
+        critic_learning_rate: float | None = None,
+        critic_gradient_clip_val: float | None = None,
+        adaptive_lr: AdaptiveLearningRate | None = None,
+        guard: GradientGuard | None = None,
     ) -> None:
+        numbers = {
+            "--model.learning_rate": learning_rate,
+            "--model.critic_learning_rate": critic_learning_rate,
+            "--model.critic_gradient_clip_val": critic_gradient_clip_val,
+        }
+        for flag, value in numbers.items():
+            if value is not None:
+                check_range(flag, value, 0, exclude_low=True)
+        setters = {
+            "--model.anneal_lr=true": anneal_lr,
+            "--model.scheduler": scheduler is not None,
+            "--model.adaptive_lr_kl": adaptive_lr is not None,
+        }
+        chosen = [flag for flag, is_set in setters.items() if is_set]
+        if len(chosen) > 1:
+            raise ConfigurationError(f"{' and '.join(chosen)} both set the learning rate: leave one of them out.")
+        if adaptive_lr is not None:
+            adaptive_lr.check(learning_rate, critic_learning_rate)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.anneal_lr = anneal_lr
+        self.critic_gradient_clip_val = critic_gradient_clip_val
+        self.adaptive_lr = adaptive_lr
+        self.guard = guard
+        self.critic_flags = [flag for flag, value in numbers.items() if "critic" in flag and value is not None]
+        """Those that are set and need a critic of its own."""
+        self._learning_rates = [rate for rate in (learning_rate, critic_learning_rate) if rate is not None]
         self._optimizer_builder = _builder(optimizer, OptimizerBuilder, "--model.optimizer") or default_optimizer
         self._scheduler_builder = _builder(scheduler, SchedulerBuilder, "--model.scheduler")
         self._settings: list[dict[str, Any]] = []  # of each parameter group, without its learning rate
         self.resumed_class: str | None = None
         """Of the optimiser whose state the checkpoint holds that is resumed, where it says so."""
+        self.resumed_groups: int | None = None
+        """How many parameter groups it has: a critic of its own learning rate is a second one."""
 
-    def build(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> Any:
-        """What ``configure_optimizers`` returns.
+    @property
+    def learning_rate_names(self) -> list[str]:
+        """What the learning rates are logged as, the actor's first."""
+        return ["train/learning_rate", "train/critic_learning_rate"][: len(self._learning_rates)]
+
+    def build(self, module: nn.Module, critic: Sequence[nn.Parameter]) -> Any:
+        """What ``configure_optimizers`` returns, for a module whose parameters ``critic`` are the critic's own.
 
         Raises:
             ConfigurationError: settings that the optimiser or the scheduler does not take, or an optimiser that can't
                 take up the checkpoint's state.
         """
         try:
-            optimizer = self._optimizer_builder(parameters, learning_rate)
+            optimizer = self._optimizer_builder(self._groups(module, critic), self._learning_rates[0])
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"--model.optimizer cannot be built ({error}): change its settings.") from error
         name = type(optimizer).__name__
@@ -60,6 +112,11 @@ class Optimization:
             raise ConfigurationError(
                 f"--model.optimizer={name} cannot take up the state that --ckpt_path holds of {self.resumed_class}"
                 f": use that optimizer, or start a new run from these weights with --init_from."
+            )
+        if self.resumed_groups not in (None, len(optimizer.param_groups)):
+            raise ConfigurationError(
+                "--model.critic_learning_rate is given here or was given to the run of --ckpt_path, but not both, so "
+                "the optimiser cannot take up its state: do as that run did, or start a new one with --init_from."
             )
         self._settings = [
             {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
@@ -69,6 +126,13 @@ class Optimization:
             return optimizer
         scheduler = self._build_scheduler(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def _groups(self, module: nn.Module, critic: Sequence[nn.Parameter]) -> Any:
+        if len(self._learning_rates) == 1:
+            return module.parameters()
+        own = set(critic)
+        actor = [parameter for parameter in module.parameters() if parameter not in own]
+        return [{"params": actor}, {"params": list(critic), "lr": self._learning_rates[1]}]
 
     def _build_scheduler(self, optimizer: Optimizer) -> LRScheduler:
         try:
@@ -82,32 +146,105 @@ class Optimization:
             )
         return scheduler
 
-    def settle(self, trainer: Trainer, learning_rate: float, is_resumed: bool) -> None:
+    def settle(self, trainer: Trainer, is_resumed: bool) -> None:
         """Let this run's settings win over those stored with the optimiser's state."""
         for optimizer in trainer.optimizers:
             for group, settings in zip(optimizer.param_groups, self._settings):
                 group.update(settings)
             if is_resumed and self._scheduler_builder is not None:
-                self._replay_schedule(trainer, optimizer, learning_rate)
+                self._replay_schedule(trainer, optimizer)
 
-    def _replay_schedule(self, trainer: Trainer, optimizer: Optimizer, learning_rate: float) -> None:
+    def _replay_schedule(self, trainer: Trainer, optimizer: Optimizer) -> None:
         """A fresh scheduler of this run's settings in the place that the restored one had reached."""
         for config in trainer.lr_scheduler_configs:
             steps = int(config.scheduler.state_dict().get("last_epoch", 0))
-            for group in optimizer.param_groups:
+            for group, rate in zip(optimizer.param_groups, self._learning_rates):
                 group.pop("initial_lr", None)
-                group["lr"] = learning_rate
+                group["lr"] = rate
             config.scheduler = self._build_scheduler(optimizer)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*lr_scheduler.step.*before.*optimizer.step.*")
                 for _ in range(steps):
                     config.scheduler.step()  # type: ignore[call-arg]
 
-    def set_learning_rate(self, trainer: Trainer, learning_rate: float) -> None:
-        """Of the iteration that begins, unless a scheduler sets it."""
-        if self._scheduler_builder is None:
-            for group in trainer.optimizers[0].param_groups:
-                group["lr"] = learning_rate
+    def start_iteration(self, trainer: Trainer, remaining: float) -> None:
+        """Set the learning rates, unless a scheduler or the KL divergence does; ``remaining`` goes from 1 down to 0."""
+        if self.guard is not None:
+            self.guard.dropped = 0
+        if self._scheduler_builder is None and self.adaptive_lr is None:
+            for group, rate in zip(trainer.optimizers[0].param_groups, self._learning_rates):
+                group["lr"] = rate * remaining if self.anneal_lr else rate
+
+
+class AdaptiveLearningRate:
+    """Divides every learning rate by 1.5 where the policy moves too far, multiplies it where it hardly moves.
+
+    Source: the schedule of Isaac Gym's PPO agents (Rudin et al., "Learning to Walk in Minutes Using Massively Parallel
+    Deep Reinforcement Learning", arXiv 2109.11978, appendix).
+
+    Args:
+        target_kl: rates go down where the KL divergence exceeds twice this, and up where it is less than half.
+        low: no rate goes below.
+        high: no rate goes above.
+
+    Raises:
+        ConfigurationError: a number outside its range.
+    """
+
+    FACTOR = 1.5
+
+    def __init__(self, target_kl: float, low: float, high: float) -> None:
+        check_range("--model.adaptive_lr_kl", target_kl, 0, exclude_low=True)
+        check_range("--model.min_learning_rate", low, 0, exclude_low=True)
+        check_range("--model.max_learning_rate", high, low)
+        self.target_kl = target_kl
+        self.low = low
+        self.high = high
+
+    def check(self, *learning_rates: float | None) -> None:
+        """Raise :class:`ConfigurationError` where a rate to begin with lies outside the range."""
+        for rate in learning_rates:
+            if rate is not None and not self.low <= rate <= self.high:
+                raise ConfigurationError(
+                    f"A learning rate of {rate:g} is to be adapted between --model.min_learning_rate={self.low:g} and "
+                    f"--model.max_learning_rate={self.high:g}, and lies outside: change one of them."
+                )
+
+    def adapt(self, optimizer: Optimizer, kl: float) -> None:
+        """Set the rates for the step that follows a KL divergence; one that is not finite changes nothing."""
+        for group in optimizer.param_groups:
+            if kl > 2 * self.target_kl:
+                group["lr"] = max(self.low, group["lr"] / self.FACTOR)
+            elif kl < self.target_kl / 2:
+                group["lr"] = min(self.high, group["lr"] * self.FACTOR)
+
+
+def clip_separately(
+    module: nn.Module, critic: Sequence[nn.Parameter], clip_val: float | None, critic_clip_val: float, by_norm: bool
+) -> None:
+    """Clip the gradients of the critic's own parameters by one value, and all others by another (None: not at all)."""
+    own = set(critic)
+    actor = [parameter for parameter in module.parameters() if parameter not in own]
+    clip = nn.utils.clip_grad_norm_ if by_norm else nn.utils.clip_grad_value_
+    if clip_val:
+        clip(actor, clip_val)
+    clip(critic, critic_clip_val)
+
+
+def critic_parameters_of(network: nn.Module, flag: str) -> list[nn.Parameter]:
+    """What belongs to a network's critic alone.
+
+    Raises:
+        ConfigurationError: actor and critic share what they are made of; names ``flag``.
+    """
+    find = getattr(network, "critic_parameters", None)
+    own: list[nn.Parameter] | None = None if find is None else find()
+    if own is None:
+        raise ConfigurationError(
+            f"{flag} needs a critic of its own, and in --model.network={type(network).__name__} actor and critic share "
+            "their encoder: take PPOModel, or ActorCritic with shared=false."
+        )
+    return own
 
 
 def clip_in_bfloat16(trainer: Trainer, optimizer: Optimizer, clip_val: float | None, algorithm: str | None) -> bool:

@@ -17,6 +17,7 @@ from ppo_lightning.core.errors import ConfigurationError, TrainingError
 from ppo_lightning.core.ranks import gather_over_ranks
 from ppo_lightning.core.rollout import PPOSequenceBatch
 from ppo_lightning.functional.moments import moments_of, pool_moments
+from ppo_lightning.models.normalization import FullPrecision
 
 _UNUSED = "find_unused_parameters"
 _HASH_BITS = 24  # integers that float32 holds exactly
@@ -78,6 +79,16 @@ def allow_unused_parameters(trainer: Trainer) -> None:
             f"--trainer.strategy with {_UNUSED}=false waits for a gradient of every parameter, but this agent has "
             "phases that train only a part (--model.critic_pretrain_steps): use --trainer.strategy=ddp."
         )
+
+
+def leave_statistics_alone(module: nn.Module) -> None:
+    """Tell DDP not to send running statistics from rank to rank with every minibatch: they are of all ranks already."""
+    module._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
+        f"{prefix}.{name}"
+        for prefix, part in module.named_modules()
+        if isinstance(part, FullPrecision)
+        for name, _ in part.named_buffers(recurse=False)
+    ]
 
 
 def fix_order_of_sums(trainer: Trainer) -> None:

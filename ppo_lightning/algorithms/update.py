@@ -64,11 +64,16 @@ class UpdateStatistics:
         self._minibatches.append(numbers if weight == 1 else numbers * weight)
 
     def report(
-        self, env_steps: int, clock: Mapping[str, float], gather: Callable[[Tensor], Tensor]
+        self,
+        env_steps: int,
+        clock: Mapping[str, float],
+        gather: Callable[[Tensor], Tensor],
+        bears_nan: bool = False,
     ) -> dict[str, float]:
         """The iteration's numbers, over all ranks by one ``gather`` of ``x`` into ``(W, *x.shape)``.
 
         Each is the mean over the minibatches, or what was asked for of the rollout; of ``clock`` the first rank's.
+        With ``bears_nan`` minibatches whose numbers are not finite are left out, as their steps were.
 
         Raises:
             TrainingError: on every rank, naming the first minibatch whose numbers are not finite on any of them.
@@ -76,7 +81,11 @@ class UpdateStatistics:
         numbers = torch.stack(self._minibatches)
         finite = numbers.isfinite()
         first_bad = torch.where(finite.all(dim=0), self.count, (~finite).int().argmax(dim=0))
-        parts = [numbers.mean(dim=0), first_bad, self._first_ratio_error, *(part.flatten() for part in self._moments)]
+        means = numbers.mean(dim=0)
+        if bears_nan:
+            means = torch.where(finite, numbers, torch.nan).nanmean(dim=0)
+            first_bad = torch.full_like(first_bad, self.count)
+        parts = [means, first_bad, self._first_ratio_error, *(part.flatten() for part in self._moments)]
         own = torch.cat([part.to(numbers.device, exact_dtype(numbers.device)) for part in parts]).cpu().double()
         table = gather(torch.cat([own, torch.tensor(list(clock.values()), dtype=torch.float64)]))
 

@@ -18,11 +18,15 @@ Batch = Union[PPOBatch, PPOSequenceBatch]
 
 @dataclass
 class ActOutput:
-    """One step of ``N`` environments: ``actions (N, …)``, ``log_probs (N,)``, ``values (N,)``, the state after it."""
+    """One step of ``N`` environments: ``actions (N, …)``, ``log_probs (N,)``, ``values (N,)``, the state after it.
+
+    ``env_actions (N, …)`` are what the environments are given: ``actions``, within their bounds.
+    """
 
     actions: Tensor
     log_probs: Tensor
     values: Tensor
+    env_actions: Tensor
     state: State | None = None
 
 
@@ -52,10 +56,14 @@ class Agent(Protocol):
     def value_of(self, obs: Observation, state: State | None) -> Tensor:
         """The critic's values ``(N,)``, to bootstrap from."""
 
-    def prepare(self, rollout: Rollout) -> Batch:
+    def prepare(self, rollout: Rollout, traces: dict[str, Tensor]) -> Batch:
         """Turn a rollout into the batch that minibatches are drawn from.
 
-        Its rows are the valid transitions, one time step after another, or the environments of a ``MemoryRollout``.
+        ``traces`` is the agent's own, what it keeps of each environment from rollout to rollout, ``(N,)`` each; empty
+        where the environments start anew. It is saved and restored with them.
+
+        The batch's rows are the valid transitions, one time step after another, or the environments of a
+        ``MemoryRollout``.
         """
 
     def start_update(self, batch: Batch, minibatches: Sequence[Tensor]) -> None:

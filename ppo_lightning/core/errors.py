@@ -53,18 +53,21 @@ def check_range(
     high: float = math.inf,
     *,
     exclude_low: bool = False,
+    exclude_high: bool = False,
 ) -> None:
-    """Raise :class:`ConfigurationError` unless ``low <= value <= high`` (``low < value`` with ``exclude_low``)."""
+    """Raise :class:`ConfigurationError` unless ``low <= value <= high``; with ``exclude_…`` the bound is no value."""
     too_low = value <= low if exclude_low else value < low
-    if not (too_low or value > high or math.isnan(value)):
+    too_high = value >= high if exclude_high else value > high
+    if not (too_low or too_high or math.isnan(value)):
         return
     below = f"greater than {low:g}" if exclude_low else f"at least {low:g}"
+    above = f"less than {high:g}" if exclude_high else f"at most {high:g}"
     if high == math.inf:
         bounds = below
     elif low == -math.inf:
-        bounds = f"at most {high:g}"
+        bounds = above
     else:
-        bounds = f"{below} and at most {high:g}"
+        bounds = f"{below} and {above}"
     raise ConfigurationError(f"{flag} must be {bounds}, not {value:g}.")
 
 

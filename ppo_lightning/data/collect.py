@@ -40,6 +40,8 @@ class Collector:
         self.num_steps = num_steps
         self.is_open = True
         self.episodes = EpisodeStatistics(env.num_envs)
+        self.traces: dict[str, Tensor] = {}
+        """What the agent keeps of each environment from rollout to rollout."""
         self._obs: ArrayObservation | None = None
         self._starts = np.ones(env.num_envs, dtype=bool)
         self._state: State | None = None
@@ -64,6 +66,7 @@ class Collector:
             "starts": to_plain(self._starts),
             "memory": state_to_plain(self._state),
             "episodes": self.episodes.state_dict(),
+            "traces": {name: trace.cpu() for name, trace in self.traces.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -77,6 +80,7 @@ class Collector:
         self._obs, self._starts = from_plain(state["obs"]), from_plain(state["starts"])
         self._state = state_from_plain(state["memory"], self.env.num_envs, device)
         self.episodes.load_state_dict(state["episodes"])
+        self.traces = {name: trace.to(device) for name, trace in state.get("traces", {}).items()}
 
     def collect(self, agent: Agent, generators: Sequence[torch.Generator]) -> Rollout:
         """Play one rollout, with one generator for the action noise of each environment.
@@ -112,7 +116,7 @@ class Collector:
         if self._state is not None:
             self._rollout.add(step, states=self._state)
 
-        result = self.env.step(output.actions.cpu().numpy())
+        result = self.env.step(output.env_actions.cpu().numpy())
         self._check_finite(result, step)
         self._host.add(step, result, self._starts)
         self.episodes.add(result)

@@ -60,7 +60,7 @@ class RolloutDataset(IterableDataset[Batch]):
         self.streams.seed_globals(iteration)
         rollout = self.collector.collect(self.agent, self.streams.action_generators(iteration))
         self.on_rollout()
-        batch = self.agent.prepare(rollout)
+        batch = self.agent.prepare(rollout, self.collector.traces)
         minibatches = self._draw_minibatches(rollout, len(batch), iteration)
         self.agent.start_update(batch, minibatches)
         for rows in minibatches:

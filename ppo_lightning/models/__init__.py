@@ -3,7 +3,9 @@
 from ppo_lightning.models.actor_critic import ActorCritic, ImpalaPPOModel
 from ppo_lightning.models.coordination import CoordPPOModel, ImpalaCoordPPOModel
 from ppo_lightning.models.encoders import Encoder, GridCNN, ImpalaCNN, MLPEncoder, NatureCNN
-from ppo_lightning.models.outputs import GaussianModelOutput, PPOModelOutput
+from ppo_lightning.models.gaussian import PPOActor, PPOCritic, PPOModel
+from ppo_lightning.models.normalization import ObservationNormalizer
+from ppo_lightning.models.outputs import GaussianModelOutput, PPOModelOutput, SquashedModelOutput
 
 __all__ = [
     "ActorCritic",
@@ -16,5 +18,10 @@ __all__ = [
     "ImpalaPPOModel",
     "MLPEncoder",
     "NatureCNN",
+    "ObservationNormalizer",
+    "PPOActor",
+    "PPOCritic",
+    "PPOModel",
     "PPOModelOutput",
+    "SquashedModelOutput",
 ]

@@ -73,6 +73,12 @@ class ActorCritic(nn.Module):
     def device(self) -> torch.device:
         return self.fc_policy.weight.device
 
+    def critic_parameters(self) -> list[nn.Parameter] | None:
+        """What belongs to the critic alone; None where it shares the actor's encoder."""
+        if self.critic_embedder is None:
+            return None
+        return [*self.critic_embedder.parameters(), *self.fc_value.parameters()]
+
     def forward(self, obs: RawObservation) -> NetworkOutput:
         """Observations ``(B, *shape)``, as tensors, numpy arrays or a mapping of either, to the output for ``B``."""
         tensors = as_observation(obs, self.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +21,7 @@ from ppo_lightning.core.errors import ConfigurationError, close_names
 from ppo_lightning.core.rollout import Observation
 from ppo_lightning.core.spaces import part_at, paths_of
 from ppo_lightning.models.initialization import orthogonal_
+from ppo_lightning.models.normalization import ObservationNormalizer
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "Tanh": nn.Tanh,
@@ -83,6 +84,8 @@ class MLPEncoder(Encoder):
         hidden_sizes: width of each layer.
         activation: one of Tanh, ReLU, ELU, SiLU, GELU.
         in_keys: keys of a Dict observation to read; all by default.
+        normalizer: builds what normalises the observation by running statistics, from the number of its features
+            (``ObservationNormalizer``); none by default. One-hot and binary parts stay as they are.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class MLPEncoder(Encoder):
         hidden_sizes: Sequence[int] = (64, 64),
         activation: str = "Tanh",
         in_keys: Sequence[str] | None = None,
+        normalizer: Callable[[int], ObservationNormalizer] | None = None,
     ) -> None:
         super().__init__(observation_space, in_keys)
         if activation not in ACTIVATIONS:
@@ -114,11 +118,27 @@ class MLPEncoder(Encoder):
             layers += [orthogonal_(nn.Linear(fan_in, fan_out)), ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers)
         self.output_dim = sizes[-1]
+        self._is_number: Tensor
+        self.normalizer = None if normalizer is None else normalizer(sizes[0])
+        is_number = [isinstance(part, spaces.Box) for part in self.parts for _ in range(spaces.flatdim(part))]
+        self.register_buffer("_is_number", torch.tensor(is_number), persistent=False)
 
     def forward(self, obs: Observation) -> Tensor:
         dtype = cast(nn.Linear, self.layers[0]).weight.dtype
+        if self.normalizer is None:
+            return self.layers(self._flat(obs, dtype))
+        return self.layers(self.normalizer(self._flat(obs, self.normalizer.mean.dtype)).to(dtype))
+
+    def moments_of(self, obs: Observation) -> Tensor:
+        """What ``B`` observations would enter the normaliser's statistics as, ``(F, 3)``."""
+        assert self.normalizer is not None
+        moments = self.normalizer.moments_of(self._flat(obs, self.normalizer.mean.dtype))
+        moments[..., 1:] = torch.where(self._is_number.unsqueeze(-1), moments[..., 1:], moments.new_tensor([0.0, 1.0]))
+        return moments
+
+    def _flat(self, obs: Observation, dtype: torch.dtype) -> Tensor:
         flat = [_flatten(x, part, dtype) for x, part in zip(self.select(obs), self.parts)]
-        return self.layers(flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1))
+        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
 
 
 def _flatten(x: Tensor, space: spaces.Space[Any], dtype: torch.dtype) -> Tensor:

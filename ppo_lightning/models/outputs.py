@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Union
+from typing import Any, Protocol, Union
 
 from torch import Tensor
 
 from ppo_lightning.core.rollout import Observation, State
 from ppo_lightning.functional.distributions import Categorical, DiagonalGaussian, Distribution
+from ppo_lightning.functional.squashed import SquashedGaussian
 
 
 @dataclass
@@ -38,6 +39,14 @@ class GaussianModelOutput:
         return DiagonalGaussian(self.mean, self.logstd)
 
 
+class SquashedModelOutput(GaussianModelOutput):
+    """The same for actions that are tanh of the Gaussian's samples; ``mean`` and ``logstd`` are those before it."""
+
+    @property
+    def distribution(self) -> SquashedGaussian:
+        return SquashedGaussian(self.mean, self.logstd)
+
+
 class ModelOutput(Protocol):
     """What an agent reads of a network's output."""
 
@@ -54,6 +63,21 @@ class MemoryNetwork(Protocol):
         """The memory at an episode's start, ``(N, *shape)``."""
 
     def __call__(self, obs: Observation, state: State) -> tuple[ModelOutput, State]: ...
+
+
+def run_network(network: Any, obs: Observation, state: State | None = None) -> tuple[Any, State | None]:
+    """The output for ``B`` observations, and the memory after them where there is a ``state`` before.
+
+    A network that is called with something else, as TensorDict modules are, has ``evaluate(obs)`` for this.
+    """
+    run = getattr(network, "evaluate", network)
+    return (run(obs), None) if state is None else run(obs, state)
+
+
+def to_env(network: Any, actions: Tensor) -> Tensor:
+    """What the environment is given for the actions of a network's distribution: the same, unless it says otherwise."""
+    convert = getattr(network, "to_env", None)
+    return actions if convert is None else convert(actions)
 
 
 NetworkOutput = Union[PPOModelOutput, GaussianModelOutput]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any, Union, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.rollout import Observation, State
 from ppo_lightning.core.spaces import part_at, paths_of, sample_rows
 from ppo_lightning.functional.distributions import Categorical, DiagonalGaussian, at_least_float32
-from ppo_lightning.models.outputs import PPOModelOutput
+from ppo_lightning.models.outputs import PPOModelOutput, run_network, to_env
 
 _OUTPUTS = {"action", "logits", "mean", "std", "value"}
 _HUGE = 1e4  # samples beyond it come from bounds that stand for none
@@ -83,11 +83,11 @@ class PolicyGraph(nn.Module):
         split = len(tensors) - len(self.state_names)
         obs = self._observation(tensors[:split])
         if self._state_keys is None:
-            output, following = self.network(obs), {}
+            (output, _), following = run_network(self.network, obs), {}
         else:
-            output, state = self.network(obs, self._state(tensors[split:]))
+            output, state = cast("tuple[Any, Any]", run_network(self.network, obs, self._state(tensors[split:])))
             following = {_join("next_state", key): state.get(key) if key else state for key in self._state_keys}
-        action = self._to_env(output.distribution.mode())
+        action = self._to_env(to_env(self.network, output.distribution.mode()))
         return {"action": action, **_parameters(output), "value": at_least_float32(output.value), **following}
 
     def initial_state(self, rows: int) -> list[Tensor]:

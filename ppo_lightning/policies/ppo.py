@@ -16,6 +16,7 @@ from ppo_lightning.core.checkpoint import network_from_checkpoint, read_checkpoi
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.functional.distributions import Distribution
 from ppo_lightning.models.actor_critic import RawObservation, as_observation
+from ppo_lightning.models.outputs import run_network, to_env
 from ppo_lightning.policies.base import Policy
 
 
@@ -82,7 +83,7 @@ class PPOPolicy(Policy):
         check_range("temperature", temperature, 0)
         tensors = obs if isinstance(obs, (Tensor, TensorDictBase)) else as_observation(obs, self.device)
         output = self._run(tensors)
-        actions = _choose(output.distribution, temperature, noise)
+        actions = to_env(self.model, _choose(output.distribution, temperature, noise))
         return (actions, output) if return_model_output else actions
 
     @property
@@ -90,11 +91,9 @@ class PPOPolicy(Policy):
         return hasattr(self.model, "initial_state")
 
     def _run(self, obs: Any) -> Any:
-        if not self.has_memory:
-            return self.model(obs)
-        if self.memory is None or len(self.memory) != len(obs):
+        if self.has_memory and (self.memory is None or len(self.memory) != len(obs)):
             self.memory = self.model.initial_state(len(obs))  # type: ignore[operator]
-        output, self.memory = self.model(obs, self.memory)
+        output, self.memory = run_network(self.model, obs, self.memory)
         return output
 
     def reset(self, done: np.ndarray[Any, Any]) -> None:

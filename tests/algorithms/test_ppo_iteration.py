@@ -149,8 +149,8 @@ def test_next_step_and_same_step_resets_train_on_the_same_transitions():
     ppo = make_ppo()
     prepare = ppo.prepare
 
-    def spy(rollout):
-        batch = prepare(rollout)
+    def spy(rollout, traces):
+        batch = prepare(rollout, traces)
         seen.append((len(batch), int(rollout.valid.sum()), rollout.valid.numel()))
         return batch
 

@@ -40,7 +40,7 @@ class ScriptedAgent:
         x = state_of(obs)
         self.acted_on.append(x.clone())
         actions = (x[:, 0] + 2 * x[:, 1] + x[:, 2]).long() % 3
-        return ActOutput(actions, log_probs=-noise, values=self.value_of(obs, state), state=state)
+        return ActOutput(actions, log_probs=-noise, values=self.value_of(obs, state), env_actions=actions, state=state)
 
     def value_of(self, obs, state):
         assert self.is_collecting
@@ -49,7 +49,7 @@ class ScriptedAgent:
     def start_update(self, batch, minibatches):
         self.minibatches = minibatches
 
-    def prepare(self, rollout):
+    def prepare(self, rollout, traces):
         flat = rollout.flatten()
         return PPOBatch(
             obs=flat.obs,

@@ -1,0 +1,217 @@
+"""What an agent normalises by statistics of its rollouts: of all ranks, and changed once an iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ppo_lightning.core.errors import ConfigurationError, check_range
+from ppo_lightning.core.rollout import Rollout
+from ppo_lightning.functional.advantages import discounted_sums, normalize_advantages
+from ppo_lightning.functional.moments import moments_of, pool_moments
+from ppo_lightning.models.encoders import MLPEncoder
+from ppo_lightning.models.normalization import FullPrecision, RunningMoments
+
+Gather = Callable[[Tensor], Tensor]
+"""``x`` of every rank, ``(W, *x.shape)``."""
+Scope = Literal["minibatch", "rollout", "ema"]
+
+_STD_FLOOR = 0.02  # of advantages by EMA
+_TRACE = "discounted_return"
+
+
+class ObservationStatistics:
+    """Lets a network's encoders learn the statistics of a rollout's observations, when its update is over.
+
+    While a rollout is played and learned from, the encoders normalise it in the same way, so that the first ratio of
+    an update is 1.
+    """
+
+    def __init__(self) -> None:
+        self._seen: Tensor | None = None
+
+    def look(self, network: nn.Module, rollout: Rollout) -> None:
+        """Remember the moments of what each encoder reads of a rollout."""
+        encoders = _normalizing(network)
+        if encoders:
+            obs = rollout.flatten().obs
+            self._seen = torch.cat([encoder.moments_of(obs) for encoder in encoders])
+
+    def update(self, network: nn.Module, gather: Gather) -> None:
+        """Take in what all ranks remember."""
+        if self._seen is None:
+            return
+        pooled = pool_moments(gather(self._seen)).to(self._seen)
+        encoders = _normalizing(network)
+        sizes = [len(encoder.normalizer.mean) for encoder in encoders if encoder.normalizer is not None]
+        for encoder, moments in zip(encoders, torch.split(pooled, sizes)):
+            assert encoder.normalizer is not None
+            encoder.normalizer.update(moments)
+        self._seen = None
+
+
+def _normalizing(network: nn.Module) -> list[MLPEncoder]:
+    encoders = (module for module in network.modules() if isinstance(module, MLPEncoder))
+    return [encoder for encoder in encoders if encoder.normalizer is not None]
+
+
+class RewardNormalizer(RunningMoments):
+    r"""Rewards in units of the standard deviation of the discounted return, clipped; their mean is not subtracted.
+
+    .. math::
+        G_t = \gamma\,G_{t-1} + r_t \qquad \hat r_t = \operatorname{clip}(r_t / \sqrt{\operatorname{Var}(G)}, \pm c)
+
+    where :math:`G` starts at 0 with each episode. A rollout enters the statistics before it is normalised by them.
+
+    Source: Engstrom et al., "Implementation Matters in Deep Policy Gradients" (arXiv 2005.12729, section 3).
+
+    Args:
+        gamma: discount a step.
+        clip: the largest magnitude of what comes out.
+        ema: what the statistics so far count beside those of a new rollout; None weighs all steps the same.
+    """
+
+    def __init__(self, gamma: float, clip: float, ema: float | None) -> None:
+        super().__init__((), ema, "--model.norm_ema")
+        self.gamma = gamma
+        self.clip = clip
+
+    def normalize(self, rollout: Rollout, traces: dict[str, Tensor], gather: Gather) -> Tensor:
+        """The rollout's rewards ``(T, N)``; ``traces`` carries the running sums of its environments, ``(N,)``."""
+        trace = traces.get(_TRACE, torch.zeros_like(rollout.rewards[0]))
+        sums, traces[_TRACE] = discounted_sums(
+            rollout.rewards, rollout.terminated | rollout.truncated, rollout.valid, trace, self.gamma
+        )
+        self.update(pool_moments(gather(moments_of(sums[rollout.valid]))).to(sums.device))
+        scale = (self.var + 1e-8).rsqrt().to(rollout.rewards.dtype)
+        return (rollout.rewards * scale).clamp(-self.clip, self.clip)
+
+
+class ReturnNormalizer(RunningMoments):
+    r"""PopArt: the critic learns standardised returns, and its outputs are preserved when their statistics change.
+
+    .. math::
+        V = \sigma\,(w^\top h + b) + \mu \qquad
+        w \leftarrow \tfrac{\sigma}{\sigma'} w \qquad b \leftarrow \tfrac{\sigma b + \mu - \mu'}{\sigma'}
+
+    Source: van Hasselt et al., "Learning values across many orders of magnitude" (arXiv 1602.07714, section 2).
+
+    Args:
+        ema: what the statistics so far count beside those of a new rollout; None weighs all returns the same.
+    """
+
+    def __init__(self, ema: float | None) -> None:
+        super().__init__((), ema, "--model.norm_ema")
+
+    @property
+    def std(self) -> Tensor:
+        """At least 1e-4, so that equal returns don't blow up."""
+        return self.var.sqrt().clamp(min=1e-4)
+
+    def values_of(self, outputs: Tensor) -> Tensor:
+        """The values that the critic's outputs stand for."""
+        return outputs * self.std.to(outputs.dtype) + self.mean.to(outputs.dtype)
+
+    def outputs_for(self, values: Tensor) -> Tensor:
+        """The inverse of :meth:`values_of`."""
+        return (values - self.mean.to(values.dtype)) / self.std.to(values.dtype)
+
+    @torch.no_grad()
+    def learn(self, returns: Tensor, layer: nn.Linear, gather: Gather) -> None:
+        """Take in the returns ``(B,)`` of all ranks, and let the critic's last layer say the same as before."""
+        mean, std = self.mean.clone(), self.std
+        self.update(pool_moments(gather(moments_of(returns))).to(returns.device))
+        layer.weight.mul_((std / self.std).to(layer.weight.dtype))
+        bias = (std * layer.bias + mean - self.mean) / self.std
+        layer.bias.copy_(bias)
+
+
+def value_layer(network: nn.Module) -> nn.Linear:
+    """The critic's last layer.
+
+    Raises:
+        ConfigurationError: the network has no ``fc_value``.
+    """
+    layer = getattr(network, "fc_value", None)
+    if not isinstance(layer, nn.Linear) or layer.bias is None:
+        raise ConfigurationError(
+            f"--model.normalize_returns=true rescales the critic's last layer, and {type(network).__name__} has no "
+            "Linear named fc_value: name it so, or use --model.normalize_rewards=true."
+        )
+    return layer
+
+
+class AdvantageNormalizer(FullPrecision):
+    r"""Normalises the advantages of a whole rollout, of all ranks.
+
+    By the rollout's own mean and standard deviation, or (``ema``) by moving averages of both and clipped:
+
+    .. math::
+        \mu \leftarrow (1 - w)\,\mu + w\,\mu_\text{rollout} \qquad
+        \sigma \leftarrow (1 - w)\,\sigma + w\,\sigma_\text{rollout} \qquad
+        \hat A = \operatorname{clip}\left(\frac{A - \mu}{\max(\sigma, 0.02)}, \pm c\right)
+
+    The first rollout's are taken as they are.
+
+    Args:
+        scope: of the statistics.
+        weight: :math:`w`, of a new rollout.
+        clip: :math:`c`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, scope: Scope, weight: float, clip: float) -> None:
+        super().__init__()
+        self.scope = scope
+        self.weight = weight
+        self.clip = clip
+        if scope == "ema":
+            self.register_buffer("mean", torch.zeros(()))
+            self.register_buffer("std", torch.zeros(()))  # 0 says that there was no rollout yet
+
+    @torch.no_grad()
+    def normalize(self, advantages: Tensor, valid: Tensor, gather: Gather) -> Tensor:
+        """``(T, N)`` to the same; only what is ``valid`` counts."""
+        if self.scope == "minibatch":
+            return advantages
+        moments = pool_moments(gather(moments_of(advantages[valid]))).to(advantages.device)
+        if self.scope == "rollout":
+            return normalize_advantages(advantages, moments)
+        mean, std = moments[1], moments[2].sqrt()
+        weight = self.weight if bool(self.std) else 1.0
+        self.mean.lerp_(mean.to(self.mean), weight)
+        self.std.lerp_(std.to(self.std), weight)
+        normal = (advantages - self.mean.to(advantages.dtype)) / self.std.clamp(min=_STD_FLOOR).to(advantages.dtype)
+        return normal.clamp(-self.clip, self.clip)
+
+
+def advantage_normalizer(norm_adv: bool | Scope, weight: float, clip: float) -> AdvantageNormalizer | None:
+    """What ``--model.norm_adv`` asks for; None where advantages stay as they are.
+
+    Raises:
+        ConfigurationError: a number outside its range.
+    """
+    check_range("--model.adv_ema_weight", weight, 0, 1, exclude_low=True)
+    check_range("--model.adv_clip", clip, 0, exclude_low=True)
+    if norm_adv is False:
+        return None
+    return AdvantageNormalizer("minibatch" if norm_adv is True else norm_adv, weight, clip)
+
+
+def check_returns_flags(rewards: bool, returns: bool, ema: float | None) -> None:
+    """Raise :class:`ConfigurationError` where flags of rewards and returns contradict each other."""
+    if rewards and returns:
+        raise ConfigurationError(
+            "--model.normalize_rewards=true and --model.normalize_returns=true both bring value targets to unit scale: "
+            "leave one of them out."
+        )
+    if ema is not None and not (rewards or returns):
+        raise ConfigurationError(
+            f"--model.norm_ema={ema:g} is of --model.normalize_rewards or --model.normalize_returns, and neither is "
+            "set: set one, or leave it out."
+        )

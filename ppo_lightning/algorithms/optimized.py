@@ -1,0 +1,98 @@
+"""The half of an agent that takes optimiser steps: learning rates, clipping, and what guards them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ppo_lightning.algorithms.acting import ActingModule
+from ppo_lightning.algorithms.optimization import (
+    Optimization,
+    clip_in_bfloat16,
+    clip_separately,
+    critic_parameters_of,
+)
+from ppo_lightning.core.checkpoint import NetworkBuilder
+
+_STATE_KEY = "gradient_guard"
+
+
+class OptimizedModule(ActingModule):
+    """An acting module with an optimiser.
+
+    Args:
+        network: builds the network from the observation and action space; in Python a built module also works.
+        optimization: how it learns.
+    """
+
+    def __init__(self, network: NetworkBuilder, optimization: Optimization) -> None:
+        super().__init__(network)
+        self.optimization = optimization
+
+    def build_network(self, observation_space: Any, action_space: Any) -> None:
+        """Build the network for these spaces and remember them in the checkpoint."""
+        super().build_network(observation_space, action_space)
+        for flag in self.optimization.critic_flags:
+            critic_parameters_of(self._net, flag)
+
+    def learning_rates(self) -> dict[str, float]:
+        """As they are logged."""
+        rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
+        return dict(zip(self.optimization.learning_rate_names, rates))
+
+    def on_train_epoch_end(self) -> None:
+        """Step the schedules, also after an early stop (where Lightning would not)."""
+        for config in self.trainer.lr_scheduler_configs:
+            config.scheduler.step()  # type: ignore[call-arg]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Nothing: Lightning leaves schedulers out after an early stop, so ``on_train_epoch_end`` steps them."""
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser at its learning rates, and the scheduler if there is one."""
+        return self.optimization.build(self, self._critic_parameters())
+
+    def _critic_parameters(self) -> list[nn.Parameter]:
+        """The critic's own, where something asks for them."""
+        flags = self.optimization.critic_flags
+        return critic_parameters_of(self._net, flags[0]) if flags else []
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As the Trainer says, in bfloat16 for fused optimisers too; the critic's by themselves where asked for."""
+        guard, critic_clip_val = self.optimization.guard, self.optimization.critic_gradient_clip_val
+        if guard is not None and guard.drops(self, self.env_steps):
+            return
+        if critic_clip_val is not None:
+            by_norm = (gradient_clip_algorithm or "norm") == "norm"
+            clip_separately(self, self._critic_parameters(), gradient_clip_val, critic_clip_val, by_norm)
+        elif not clip_in_bfloat16(self.trainer, optimizer, gradient_clip_val, gradient_clip_algorithm):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps so far, which errors name."""
+        raise NotImplementedError
+
+    # -- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the optimiser's class, and keep the guard's count."""
+        if self.trainer.optimizers:
+            checkpoint["optimizer_class"] = type(self.trainer.optimizers[0]).__name__
+        if self.optimization.guard is not None:
+            checkpoint[_STATE_KEY] = self.optimization.guard.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember whose state the optimiser is to take up."""
+        states = checkpoint.get("optimizer_states") or [{}]
+        self.optimization.resumed_class = checkpoint.get("optimizer_class")
+        self.optimization.resumed_groups = len(states[0].get("param_groups", [])) or None
+        if self.optimization.guard is not None and _STATE_KEY in checkpoint:
+            self.optimization.guard.load_state_dict(checkpoint[_STATE_KEY])

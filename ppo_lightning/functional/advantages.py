@@ -96,9 +96,9 @@ def discounted_sums(rewards: Tensor, ends: Tensor, valid: Tensor, trace: Tensor,
     check_same_shape(rewards=rewards, ends=ends, valid=valid)
     check_same_shape(trace=trace, rewards_of_a_step=rewards[0])
     continues = (~(valid & ends)).to(rewards.dtype)
-    decay = torch.where(valid, gamma, 1.0).to(rewards.dtype)
+    decay = torch.full_like(rewards, gamma).masked_fill(~valid, 1)
     decay[1:] *= continues[:-1]
-    added = torch.where(valid, rewards, 0)
+    added = rewards.masked_fill(~valid, 0)
 
     sums = torch.empty_like(rewards)
     trace = trace.to(rewards.dtype)

@@ -1,3 +1,4 @@
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from ppo_lightning.functional import (
+    discounted_sums,
     generalized_advantage_estimation,
     moments_of,
     normalize_advantages,
@@ -182,3 +184,100 @@ def test_a_part_is_normalized_by_the_moments_of_the_whole():
     apart = torch.cat([normalize_advantages(part, moments) for part in parts])
     torch.testing.assert_close(apart, together, rtol=1e-12, atol=0)
     assert normalize_advantages(parts[0].float(), moments).dtype == torch.float32
+
+
+def test_discounted_sums_match_numbers_computed_by_hand():
+    # gamma = 1/2; a column an environment
+    rewards = columns(*[[1.0, 2.0, 4.0, 8.0]] * 4)
+    ends, valid = torch.zeros(4, 4, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool)
+    ends[1, 1] = ends[3, 2] = True  # inside, and on the last step
+    ends[1, 3], valid[2, 3] = True, False  # then a step that only resets
+    sums, trace = discounted_sums(rewards, ends, valid, torch.tensor([16.0, 0.0, 16.0, 16.0]), 0.5)
+    expected = columns(
+        [9.0, 6.5, 7.25, 11.625],
+        [1.0, 2.5, 4.0, 10.0],
+        [9.0, 6.5, 7.25, 11.625],
+        [9.0, 6.5, 0.0, 8.0],
+    )
+    assert torch.equal(sums, expected)
+    assert trace.tolist() == [11.625, 10.0, 0.0, 8.0]
+
+
+def test_a_step_that_is_not_valid_leaves_the_sum_whatever_it_says():
+    rewards = torch.tensor([[1.0], [float("nan")], [1.0]])
+    end = torch.tensor([[False], [True], [False]])
+    sums, _ = discounted_sums(rewards, end, ~end, torch.zeros(1), 0.5)
+    assert sums.tolist() == [[1.0], [1.0], [1.5]]
+
+
+def slow_sums(rewards, ends, valid, gamma):
+    """Over ``(T, N)``, all rollouts on end."""
+    sums = torch.zeros_like(rewards)
+    for env in range(rewards.shape[1]):
+        running = 0.0
+        for step in range(len(rewards)):
+            if valid[step, env]:
+                running = gamma * running + float(rewards[step, env])
+            sums[step, env] = running
+            if valid[step, env] and ends[step, env]:
+                running = 0.0
+    return sums
+
+
+@given(rollouts(), st.floats(0, 1), st.integers(1, 9))
+def test_discounted_sums_run_on_from_rollout_to_rollout(rollout, gamma, num_steps):
+    rewards, _, _, ends, valid = rollout
+    expected, trace = slow_sums(rewards, ends, valid, gamma), torch.zeros(rewards.shape[1], dtype=torch.float64)
+    parts = []
+    for part in zip(rewards.split(num_steps), ends.split(num_steps), valid.split(num_steps)):
+        sums, trace = discounted_sums(*part, trace, gamma)
+        parts.append(sums)
+    torch.testing.assert_close(torch.cat(parts), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_discounted_sums_have_the_dtype_of_rewards(dtype):
+    never = torch.zeros(2, 1, dtype=torch.bool)
+    sums, trace = discounted_sums(torch.ones(2, 1, dtype=dtype), never, ~never, torch.zeros(1), 0.9)
+    assert sums.dtype == trace.dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["ends", "valid", "trace"])
+def test_discounted_sums_refuse_a_shape_that_would_broadcast(name):
+    flags = torch.zeros(4, 2, dtype=torch.bool)
+    arguments = {"rewards": torch.zeros(4, 2), "ends": flags, "valid": flags, "trace": torch.zeros(2)}
+    arguments[name] = arguments[name][..., :1]
+    with pytest.raises(ValueError, match="must be equal"):
+        discounted_sums(**arguments, gamma=0.9)
+
+
+class Script(gymnasium.Env):
+    """Rewards 0, 1, 4, 9, …, of one episode."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self):
+        self.steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.zeros(1, dtype=np.float32), (self.steps - 1) ** 2, False, False, {}
+
+
+def test_the_variance_of_discounted_sums_is_that_which_gymnasium_scales_rewards_by():
+    env = gymnasium.wrappers.NormalizeReward(Script(), gamma=0.9)
+    env.reset()
+    theirs = []
+    for _ in range(30):
+        env.step(0)
+        theirs.append(env.discounted_reward.item())
+    rewards = torch.arange(30, dtype=torch.float64)[:, None].square()
+    never = torch.zeros(30, 1, dtype=torch.bool)
+    sums, _ = discounted_sums(rewards, never, ~never, torch.zeros(1), 0.9)
+    assert sums[:, 0].tolist() == pytest.approx(theirs, rel=1e-12)
+    # theirs starts from a ten-thousandth of a sample at 0 with variance 1
+    assert moments_of(sums)[2].item() == pytest.approx(env.return_rms.var.item(), rel=1e-5)

@@ -98,7 +98,7 @@ class Says(Policy):
     def act(self, obs, temperature=1.0, *, noise=None):
         while isinstance(obs, dict):
             obs = next(iter(obs.values()))
-        return torch.full((len(obs),), self.action)
+        return torch.tensor(self.action).expand(len(obs), *torch.tensor(self.action).shape)
 
     def draws(self, temperature):
         return False

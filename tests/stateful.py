@@ -554,6 +554,11 @@ AGENTS = {
         "PPO",
         ["--data.env.id=tests.tasks:Target-v0", "--model.norm_adv=false", "--model.clip_vloss=false"],
     ),
+    "PPO of several discrete actions": (
+        "PPO",
+        ["--data.env.id=tests.tasks:Lock-v0", "--data.env.kwargs={actions: several}", "--model.target_kl=1e-2"],
+    ),
+    "PPO of binary actions": ("PPO", ["--data.env.id=tests.tasks:Lock-v0", "--data.env.kwargs={actions: binary}"]),
 }
 """Every agent that the package exports, and every option of it that changes what ranks tell each other."""
 

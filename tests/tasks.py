@@ -44,6 +44,44 @@ class Target(gymnasium.Env):
         assert not state
 
 
+class Lock(gymnasium.Env):
+    """One step an episode: the reward is the share of components that are right; the first follows the observation.
+
+    Args:
+        actions: ``several`` MultiDiscrete actions of unequal sizes that do not start from 0, or ``binary`` ones.
+    """
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    ACTIONS = {
+        "several": spaces.MultiDiscrete([2, 4, 3], dtype=np.int32, start=[0, 5, -2]),
+        "binary": spaces.MultiBinary(4),
+    }
+    REST = {"several": [7, -2], "binary": [1, 0, 1]}
+
+    def __init__(self, actions="several"):
+        self.action_space, self.rest = self.ACTIONS[actions], self.REST[actions]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._draw(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        right = np.mean(action == [self.first, *self.rest])
+        return self._draw(), float(right), True, False, {}
+
+    def _draw(self):
+        obs = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        self.first = int(obs[0] > 0)
+        return obs
+
+    def state_dict(self):
+        return {"first": self.first}
+
+    def load_state_dict(self, state):
+        self.first = state["first"]
+
+
 class Walk(gymnasium.Env):
     """A noisy walk: episodes of 3 to 9 steps, some terminated, some truncated; rewards depend on the action."""
 
@@ -176,6 +214,9 @@ class Drawn(gymnasium.Env):
         "box": spaces.Box(np.array([-1, 0], np.float32), np.array([1, 0.5], np.float32)),
         "unbounded": spaces.Box(-np.inf, np.inf, (3,), np.float64),
         "whole": spaces.Box(-2, 3, (2,), np.int16),
+        "several": spaces.MultiDiscrete([3, 2, 4], dtype=np.int32, start=[1, 0, -2]),
+        "alike": spaces.MultiDiscrete([3, 3]),
+        "binary": spaces.MultiBinary(4),
     }
 
     def __init__(self, obs="vector", actions="discrete"):
@@ -260,6 +301,6 @@ class Stroll(Walk):
         super().load_state_dict(state)
 
 
-for entry_point in (Bandit, Target, Walk, Broken, DictWalk, Slow, Wage, Stroll, Reach):
+for entry_point in (Bandit, Target, Lock, Walk, Broken, DictWalk, Slow, Wage, Stroll, Reach):
     gymnasium.register(f"{entry_point.__name__}-v0", f"tests.tasks:{entry_point.__name__}")
 gymnasium.register("Drawn-v0", "tests.tasks:Drawn", disable_env_checker=True)

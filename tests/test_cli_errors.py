@@ -22,6 +22,7 @@ from tests.commands import (
 from tests.runs import fit, make_data, make_ppo, make_trainer
 from tests.toy import ToyEnv  # noqa: F401  (registers Toy-v0)
 
+LOCK = ["--data.env.id=tests.tasks:Lock-v0"]
 TOY = ["--data.env.id=tests.toy:Toy-v0"]
 
 
@@ -45,7 +46,7 @@ def refused(*flags, name="fit"):
         (["--data.env.vectorization=asink"], ["--data.env.vectorization=asink", "sync, async, vector_entry_point"]),
         (["--data.env.vectorization=vector_entry_point"], ["vector_entry_point", "use sync or async"]),
         (["--data.env=ProcgenEnv", "--data.env.env_name=coinran"], ["env_name=coinran", "Did you mean coinrun?"]),
-        ([*TOY, "--data.env.kwargs={actions: multi}"], ["action space MultiDiscrete", "Discrete", "wrappers"]),
+        ([*TOY, "--data.env.kwargs={actions: grid}"], ["action space MultiDiscrete", "of one dimension", "wrappers"]),
         ([*TOY, "--data.env.kwargs={actions: matrix}"], ["action space Box", "(2, 2)", "wrappers"]),
         ([*TOY, "--data.env.kwargs={obs: tuple}"], ["observation space Tuple", "Dict", "FlattenObservation"]),
         # networks
@@ -69,6 +70,7 @@ def refused(*flags, name="fit"):
         (["--model.gamma=1.5"], ["--model.gamma must be at least 0 and at most 1, not 1.5"]),
         (["--model.gae_lambda=-1"], ["--model.gae_lambda must be at least 0 and at most 1, not -1"]),
         (["--model.learning_rate=0"], ["--model.learning_rate must be greater than 0, not 0"]),
+        ([*LOCK, "--model.log_action_id=1"], ["--model.log_action_id", "Discrete action space", "leave it out"]),
         (["--model.log_action_id=7"], ["--model.log_action_id must be at least 0 and at most 1, not 7"]),
         (["--evaluation.num_episodes=0"], ["--evaluation.num_episodes must be at least 1, not 0"]),
         (["--evaluation.temperature=-1"], ["--evaluation.temperature must be at least 0, not -1"]),

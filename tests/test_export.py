@@ -70,6 +70,9 @@ CASES = {
     "box": Case("vector", "box", functools.partial(Loud, encoder=SMALL_MLP, initial_logstd=-0.7)),
     "box-shared": Case("vector", "unbounded", functools.partial(ActorCritic, encoder=SMALL_MLP, shared=True)),
     "box-whole": Case("vector", "whole", functools.partial(Loud, encoder=SMALL_MLP)),
+    "several": Case("vector", "several", functools.partial(Loud, encoder=SMALL_MLP)),
+    "alike-shared": Case("vector", "alike", functools.partial(ActorCritic, encoder=SMALL_MLP, shared=True)),
+    "binary": Case("vector", "binary", functools.partial(Loud, encoder=SMALL_MLP)),
     "nature": Case("frames", "discrete", functools.partial(ActorCritic, encoder=NatureCNN, shared=True)),
     "grid": Case("grid", "discrete", functools.partial(ActorCritic, encoder=GridCNN, shared=True)),
     "impala": Case("image", "box", functools.partial(ActorCritic, encoder=SMALL_IMPALA)),
@@ -142,6 +145,8 @@ def exported(request, tmp_path_factory):
 def as_the_environment_takes_it(actions, space):
     if isinstance(space, spaces.Discrete):
         return actions + space.start
+    if not isinstance(space, spaces.Box):
+        return (actions + getattr(space, "start", 0)).astype(space.dtype)
     return np.clip(actions, space.low, space.high).astype(space.dtype)
 
 
@@ -154,7 +159,7 @@ def test_the_file_gives_what_the_policy_gives(exported, rows):
         actions, output = policy.act(obs, temperature=0, return_model_output=True)
         given = exported.run(obs, state)
         assert_close(given["value"], output.value.numpy())
-        if isinstance(action_space, spaces.Discrete):
+        if not isinstance(action_space, spaces.Box):
             assert_close(given["logits"], output.logits.numpy())
             expected = {"action", "logits", "value"}
         else:

@@ -4,22 +4,31 @@ from pathlib import Path
 
 import pytest
 
-from ppo_lightning import Evaluation
+from ppo_lightning import Evaluation, GymnasiumEnv
 from tests.runs import fit, make_data, make_ppo
 
 
 @pytest.mark.parametrize(("env", "before", "after"), [("Bandit", 0.6, 0.97), ("Target", -0.25, -0.05)])
 def test_ppo_learns(env, before, after):
-    settings = {"num_envs": 16, "num_steps": 16, "num_minibatches": 2, "update_epochs": 4}
+    assert score_of(f"tests.tasks:{env}-v0", 1, critic_pretrain_steps=10**6) < before
+    assert score_of(f"tests.tasks:{env}-v0", 25) > after
 
-    def score(iterations, **kwargs):
-        evaluation = Evaluation(num_episodes=200, num_envs=20)
-        ppo = make_ppo(learning_rate=1e-2, ent_coef=0.0, **kwargs)
-        fit(ppo, make_data(f"tests.tasks:{env}-v0", iterations, **settings), callbacks=[evaluation])
-        return evaluation.metrics["eval/return_mean"]
 
-    assert score(1, critic_pretrain_steps=10**6) < before
-    assert score(25) > after
+@pytest.mark.parametrize("actions", ["several", "binary"])
+def test_ppo_learns_every_component_of_an_action(actions):
+    """One that is wrong costs at least a quarter."""
+    env = GymnasiumEnv("tests.tasks:Lock-v0", kwargs={"actions": actions})
+    assert score_of(env, 1, critic_pretrain_steps=10**6) < 0.8
+    assert score_of(env, 30) > 0.97
+
+
+def score_of(env, iterations, **kwargs):
+    """What the greedy policy earns after so many iterations."""
+    evaluation = Evaluation(num_episodes=200, num_envs=20)
+    ppo = make_ppo(learning_rate=1e-2, ent_coef=0.0, **kwargs)
+    data = make_data(env, iterations, num_envs=16, num_steps=16, num_minibatches=2, update_epochs=4)
+    fit(ppo, data, callbacks=[evaluation])
+    return evaluation.metrics["eval/return_mean"]
 
 
 def test_the_critic_learns():

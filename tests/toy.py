@@ -32,7 +32,11 @@ class ToyEnv(gymnasium.Env):
             "started": spaces.Discrete(3, start=10),
             "box": spaces.Box(np.array([-1, 0], np.float32), np.array([1, 0.5], np.float32)),
             "matrix": spaces.Box(-1, 1, (2, 2), np.float32),
-            "multi": spaces.MultiDiscrete([2, 2]),
+            "multi": spaces.MultiDiscrete([3, 2], dtype=np.int16, start=[10, -1]),
+            "unsigned": spaces.MultiDiscrete([3, 2], dtype=np.uint64, start=[10, 1]),
+            "binary": spaces.MultiBinary(3),
+            "grid": spaces.MultiDiscrete([[2, 2], [2, 2]]),
+            "binary grid": spaces.MultiBinary((2, 2)),
         }[actions]
 
     def reset(self, *, seed=None, options=None):

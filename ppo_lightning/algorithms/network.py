@@ -58,7 +58,7 @@ def _check_fit(network: nn.Module, observation_space: spaces.Space[Any], action_
             output, _ = run_network(network, obs, None if memory is None else memory(_BATCH))
             noise = draw_noise(action_space, 1, [torch.Generator()] * _BATCH, torch.float32, output.value.device)[0]
             actions = output.distribution.sample(noise)
-            shapes = tuple(output.value.shape), tuple(output.distribution.log_prob(actions).shape), actions.shape[1:]
+            shapes = tuple(output.value.shape), tuple(output.distribution.log_prob(actions).shape)
     except ConfigurationError:
         raise
     except Exception as error:
@@ -67,7 +67,14 @@ def _check_fit(network: nn.Module, observation_space: spaces.Space[Any], action_
             f"--model.network: {name} does not fit the observation space {observation_space} and the action space "
             f"{action_space} ({type(error).__name__}: {reason})."
         ) from error
-    if shapes != ((_BATCH,), (_BATCH,), action_space.shape):
+    is_whole = not actions.is_floating_point() or isinstance(action_space, spaces.Box)
+    if actions.shape[1:] != action_space.shape or not is_whole:
+        raise ConfigurationError(
+            f"--model.network: the distribution of {name} gives {actions.dtype} actions of shape "
+            f"{tuple(actions.shape[1:])}, which are none of {action_space}: return the output of ppo_lightning.models "
+            "that is for such actions."
+        )
+    if shapes != ((_BATCH,), (_BATCH,)):
         raise ConfigurationError(
             f"--model.network: {name} returns values of shape {shapes[0]} and log-probabilities of shape {shapes[1]} "
             f"for {_BATCH} observations: both must be ({_BATCH},), one number an observation."

@@ -44,7 +44,8 @@ _QUIET = [
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    sentence = " ".join(line.strip() for line in message.splitlines())  # a space may be written in several lines
+    print(f"{PROGRAM}: error: {sentence}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -12,18 +12,20 @@ from gymnasium.vector.utils import batch_space
 from ppo_lightning.core.errors import ConfigurationError
 
 PlainSpace = dict[str, Any]
-SUPPORTED_ACTIONS = "Discrete and one-dimensional Box"
+SUPPORTED_ACTIONS = "Discrete, and Box, MultiDiscrete and MultiBinary of one dimension"
+VECTOR_ACTIONS = (spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiBinary and Dict of these"
 
 
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
     """Raise :class:`ConfigurationError` for a space that the package has no network or distribution for."""
     _check_observation_space(observation_space)
-    is_vector = isinstance(action_space, spaces.Box) and len(action_space.shape) == 1
+    is_vector = isinstance(action_space, VECTOR_ACTIONS) and len(action_space.shape) == 1
     if not isinstance(action_space, spaces.Discrete) and not is_vector:
         raise ConfigurationError(
-            f"The action space {action_space} is not supported: supported are {SUPPORTED_ACTIONS} spaces; "
-            "wrap the environment (--data.env.wrappers) so that its actions are one of these."
+            f"The action space {action_space} is not supported: supported are {SUPPORTED_ACTIONS}; wrap the "
+            "environment (--data.env.wrappers), in gymnasium.wrappers.TransformAction for example, so that its actions "
+            "are one of these."
         )
 
 
@@ -67,7 +69,11 @@ def space_to_dict(space: spaces.Space[Any]) -> PlainSpace:
     if isinstance(space, spaces.Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, spaces.MultiBinary):
-        return {"type": "MultiBinary", "shape": [int(size) for size in space.shape]}
+        # MultiBinary(4) and MultiBinary([4]) are not equal
+        return {"type": "MultiBinary", "shape": space.n if isinstance(space.n, int) else list(space.n)}
+    if isinstance(space, spaces.MultiDiscrete):
+        counts = {"nvec": space.nvec.tolist(), "start": space.start.tolist()}
+        return {"type": "MultiDiscrete", **counts, "dtype": str(space.dtype)}
     if isinstance(space, spaces.Box):
         return {
             "type": "Box",
@@ -76,7 +82,9 @@ def space_to_dict(space: spaces.Space[Any]) -> PlainSpace:
             "shape": [int(size) for size in space.shape],
             "dtype": str(space.dtype),
         }
-    raise ConfigurationError(f"The space {space} cannot be stored: supported are {SUPPORTED_OBSERVATIONS}.")
+    raise ConfigurationError(
+        f"The space {space} cannot be stored: supported are {SUPPORTED_OBSERVATIONS}, and MultiDiscrete."
+    )
 
 
 def space_from_dict(plain: Mapping[str, Any]) -> spaces.Space[Any]:
@@ -88,6 +96,8 @@ def space_from_dict(plain: Mapping[str, Any]) -> spaces.Space[Any]:
         return spaces.Discrete(plain["n"], start=plain["start"])
     if kind == "MultiBinary":
         return spaces.MultiBinary(plain["shape"])
+    if kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(plain["nvec"], dtype=np.dtype(plain["dtype"]), start=plain["start"])
     if kind == "Box":
         dtype = np.dtype(plain["dtype"])
         shape = tuple(plain["shape"])

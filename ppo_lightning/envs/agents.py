@@ -176,7 +176,9 @@ class PlayingAgent:
 def look_at_agent(
     name: str, policy: Policy, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes of what an agent can show of itself, by name: ``hidden`` and ``logits`` (``mean`` for Box actions).
+    """The shapes of what an agent can show of itself, by name: ``hidden``, and ``logits`` or ``mean``.
+
+    Logits are of Discrete actions alone, as a coordinator takes them for one distribution; a mean is of Box actions.
 
     Raises:
         ConfigurationError: it can't act in such an environment; names ``--data.env.<name>``.
@@ -197,15 +199,23 @@ def look_at_agent(
             f"{action_space} ({type(error).__name__}: {reason}): name an agent that was trained on such an environment."
         ) from error
     fits = plain.shape == (2, *(action_space.shape or ()))
-    if fits and isinstance(action_space, spaces.Discrete):
-        fits = bool((plain >= 0).all() and (plain < action_space.n).all())
+    if fits and not isinstance(action_space, spaces.Box):
+        fits = bool((plain >= 0).all() and (plain < _counts(action_space)).all())
     if not fits:
         raise ConfigurationError(
             f"{flag} takes other actions than {action_space} of --data.env.env: name an agent that was trained on such "
             "an environment."
         )
-    shown = ("hidden", "logits" if isinstance(action_space, spaces.Discrete) else "mean")
+    named = {spaces.Discrete: "logits", spaces.Box: "mean"}
+    shown = ["hidden", *(key for kind, key in named.items() if isinstance(action_space, kind))]
     return {key: tuple(getattr(output, key).shape[1:]) for key in shown if getattr(output, key, None) is not None}
+
+
+def _counts(action_space: spaces.Space[Any]) -> Any:
+    """How many actions there are to choose from, in each component where there are several."""
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return action_space.nvec
+    return action_space.n if isinstance(action_space, spaces.Discrete) else 2
 
 
 def _ask(policy: Policy, obs: Observation, temperature: float, noise: Tensor | None) -> tuple[Array, Any]:

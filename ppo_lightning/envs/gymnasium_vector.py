@@ -149,10 +149,15 @@ class GymnasiumVectorEnv(VectorEnv):
 
     def _to_env(self, actions: Array) -> Array:
         """Box actions are clipped to their bounds here, at the door: log-probabilities are of the unclipped ones."""
-        if isinstance(self.action_space, spaces.Box):
-            return np.clip(actions, self.action_space.low, self.action_space.high).astype(self.action_space.dtype)
-        assert isinstance(self.action_space, spaces.Discrete)
-        return actions + self.action_space.start if self.action_space.start else actions
+        space = self.action_space
+        if isinstance(space, spaces.Box):
+            return np.clip(actions, space.low, space.high).astype(space.dtype)
+        if isinstance(space, spaces.MultiDiscrete):
+            return (actions + space.start.astype(np.int64)).astype(space.dtype)
+        if isinstance(space, spaces.MultiBinary):
+            return actions.astype(space.dtype)
+        assert isinstance(space, spaces.Discrete)
+        return actions + space.start if space.start else actions
 
     def state_dict(self) -> dict[str, Any]:
         simulators = self._states.save()

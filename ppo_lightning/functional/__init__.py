@@ -5,7 +5,13 @@ from ppo_lightning.functional.advantages import (
     generalized_advantage_estimation,
     normalize_advantages,
 )
-from ppo_lightning.functional.distributions import Categorical, DiagonalGaussian, Distribution
+from ppo_lightning.functional.distributions import (
+    Bernoullis,
+    Categorical,
+    DiagonalGaussian,
+    Distribution,
+    MultiCategorical,
+)
 from ppo_lightning.functional.losses import (
     approx_kl_divergence,
     clip_fraction,
@@ -17,9 +23,11 @@ from ppo_lightning.functional.regularization import bounds_loss, l2c2_loss, mean
 from ppo_lightning.functional.squashed import SquashedGaussian
 
 __all__ = [
+    "Bernoullis",
     "Categorical",
     "DiagonalGaussian",
     "Distribution",
+    "MultiCategorical",
     "SquashedGaussian",
     "approx_kl_divergence",
     "bounds_loss",

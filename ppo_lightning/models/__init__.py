@@ -5,7 +5,13 @@ from ppo_lightning.models.coordination import CoordPPOModel, ImpalaCoordPPOModel
 from ppo_lightning.models.encoders import Encoder, GridCNN, ImpalaCNN, MLPEncoder, NatureCNN
 from ppo_lightning.models.gaussian import PPOActor, PPOCritic, PPOModel
 from ppo_lightning.models.normalization import ObservationNormalizer
-from ppo_lightning.models.outputs import GaussianModelOutput, PPOModelOutput, SquashedModelOutput
+from ppo_lightning.models.outputs import (
+    GaussianModelOutput,
+    MultiBinaryModelOutput,
+    MultiDiscreteModelOutput,
+    PPOModelOutput,
+    SquashedModelOutput,
+)
 
 __all__ = [
     "ActorCritic",
@@ -17,6 +23,8 @@ __all__ = [
     "ImpalaCoordPPOModel",
     "ImpalaPPOModel",
     "MLPEncoder",
+    "MultiBinaryModelOutput",
+    "MultiDiscreteModelOutput",
     "NatureCNN",
     "ObservationNormalizer",
     "PPOActor",

@@ -17,19 +17,20 @@ from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.rollout import Observation
 from ppo_lightning.models.encoders import Encoder, ImpalaCNN, MLPEncoder
 from ppo_lightning.models.initialization import POLICY_GAIN, VALUE_GAIN, orthogonal_
-from ppo_lightning.models.outputs import GaussianModelOutput, NetworkOutput, PPOModelOutput
+from ppo_lightning.models.outputs import GaussianModelOutput, NetworkOutput, logits_output
 
 RawObservation = Union[Observation, np.ndarray[Any, Any], Mapping[str, Any]]
 
 
 class ActorCritic(nn.Module):
-    """Policy and value over encoded observations, for Discrete and Box actions.
+    """Policy and value over encoded observations.
 
     The heads run in full precision also where the encoder runs in half.
 
     Args:
         observation_space: one environment's observations.
-        action_space: Discrete, or Box with one dimension (a Gaussian with a learned, state-independent std).
+        action_space: Discrete, MultiDiscrete or MultiBinary, or Box (a Gaussian with a learned, state-independent std);
+            all but Discrete with one dimension.
         encoder: builds the encoder from the observation space.
         critic_encoder: the critic's own encoder; the same kind as ``encoder`` by default. Choose it to show the critic
             more than the actor (by ``in_keys``).
@@ -41,7 +42,7 @@ class ActorCritic(nn.Module):
         fc_policy: Linear to ``logit_dim`` logits or means, orthogonal with gain 0.01.
         fc_value: Linear to the value, orthogonal with gain 1.
         hidden_dim: features out of the embedder.
-        logit_dim: number of actions, or dimensions of a Box action.
+        logit_dim: number of actions (of MultiDiscrete actions their sum), or dimensions of a Box or MultiBinary action.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class ActorCritic(nn.Module):
         self.hidden_dim = self.embedder.output_dim
         self.is_continuous = isinstance(action_space, spaces.Box)
         self.logit_dim = spaces.flatdim(action_space)
+        self._logits_output = logits_output(action_space)
         critic_dim = self.hidden_dim if self.critic_embedder is None else self.critic_embedder.output_dim
         self.fc_policy = orthogonal_(nn.Linear(self.hidden_dim, self.logit_dim), POLICY_GAIN)
         self.fc_value = orthogonal_(nn.Linear(critic_dim, 1), VALUE_GAIN)
@@ -94,7 +96,7 @@ class ActorCritic(nn.Module):
         value = self.fc_value(critic_hidden).squeeze(-1)
         if self.is_continuous:
             return GaussianModelOutput(mean=policy, logstd=self.logstd, value=value, hidden=hidden)
-        return PPOModelOutput(logits=policy, value=value, hidden=hidden)
+        return self._logits_output(logits=policy, value=value, hidden=hidden)
 
 
 class ImpalaPPOModel(ActorCritic):
@@ -111,7 +113,7 @@ class ImpalaPPOModel(ActorCritic):
 
         Args:
             observation_space: images, ``(H, W, C)`` or ``(C, H, W)``.
-            action_space: Discrete, or Box with one dimension.
+            action_space: Discrete, or Box, MultiDiscrete or MultiBinary with one dimension.
             channels: channels of each IMPALA block.
             hidden_dim: features before the heads.
         """

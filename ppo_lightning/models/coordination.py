@@ -59,6 +59,7 @@ class CoordPPOModel(nn.Module):
             )
         self.feature_type = feature_type
         self.features = tuple(name for name in _KEYS if name in feature_type.split("_"))
+        _check_coordinates(observation_space, action_space)
         shown = _shown(observation_space, feature_type, self.features)
         self.embedder = encoder(shown["base_obs"]) if "obs" in self.features else None
         self.hidden_dim = 0 if self.embedder is None else self.embedder.output_dim
@@ -118,12 +119,17 @@ class ImpalaCoordPPOModel(CoordPPOModel):
         )
 
 
-def _shown(space: spaces.Space[Any], feature_type: str, features: tuple[str, ...]) -> spaces.Dict:
-    if not isinstance(space, spaces.Dict) or "base_obs" not in space.spaces:
+def _check_coordinates(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    has_agents = isinstance(observation_space, spaces.Dict) and "base_obs" in observation_space.spaces
+    if not has_agents or not isinstance(action_space, spaces.Discrete):
         raise ConfigurationError(
             "--model.network is one of a coordinator, and --data.env has no novice to coordinate: set --data.env to "
             "CoordinationEnv, or choose another network."
         )
+
+
+def _shown(space: spaces.Space[Any], feature_type: str, features: tuple[str, ...]) -> spaces.Dict:
+    assert isinstance(space, spaces.Dict)
     for name in features:
         if _KEYS[name] not in space.spaces:
             own = [key for key in _KEYS.values() if key in space.spaces]

@@ -39,7 +39,7 @@ def _where(rows: Tensor, new: Any, old: Any) -> Any:
 
 
 def _stack(outputs: list[Any]) -> Any:
-    """``T`` outputs of ``N`` rows as one of ``N·T``; what all rows share (a common logstd) stays as it is."""
+    """``T`` outputs of ``N`` rows as one of ``N·T``; what all rows share (a common logstd, nvec) stays as it is."""
     fields = {}
     for field in dataclasses.fields(outputs[0]):
         parts = [getattr(output, field.name) for output in outputs]
@@ -53,6 +53,6 @@ def take_rows(output: Any, rows: Tensor) -> Any:
     return type(output)(**fields)
 
 
-def _is_common(name: str, value: Tensor) -> bool:
-    """A Gaussian's logstd ``(D,)`` belongs to all rows, where ``(B, D)`` is each row's own."""
-    return name == "logstd" and value.dim() == 1
+def _is_common(name: str, value: Any) -> bool:
+    """What is no tensor, and a Gaussian's logstd ``(D,)``, belong to all rows; ``(B, D)`` is each row's own."""
+    return not isinstance(value, Tensor) or (name == "logstd" and value.dim() == 1)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, Union
 
+from gymnasium import spaces
 from torch import Tensor
 
 from ppo_lightning.core.rollout import Observation, State
-from ppo_lightning.functional.distributions import Categorical, DiagonalGaussian, Distribution
+from ppo_lightning.functional.distributions import (
+    Bernoullis,
+    Categorical,
+    DiagonalGaussian,
+    Distribution,
+    MultiCategorical,
+)
 from ppo_lightning.functional.squashed import SquashedGaussian
 
 
@@ -23,6 +32,33 @@ class PPOModelOutput:
     @property
     def distribution(self) -> Categorical:
         return Categorical(self.logits)
+
+
+@dataclass
+class MultiDiscreteModelOutput:
+    """For MultiDiscrete actions: ``logits (B, sum(nvec))``, ``value (B,)``, ``hidden (B, H)``, and the space's nvec."""
+
+    logits: Tensor
+    value: Tensor
+    hidden: Tensor
+    nvec: tuple[int, ...]
+
+    @property
+    def distribution(self) -> MultiCategorical:
+        return MultiCategorical(self.logits, self.nvec)
+
+
+@dataclass
+class MultiBinaryModelOutput:
+    """For MultiBinary actions: ``logits (B, D)`` of 1 against 0, ``value (B,)``, ``hidden (B, H)``."""
+
+    logits: Tensor
+    value: Tensor
+    hidden: Tensor
+
+    @property
+    def distribution(self) -> Bernoullis:
+        return Bernoullis(self.logits)
 
 
 @dataclass
@@ -80,4 +116,12 @@ def to_env(network: Any, actions: Tensor) -> Tensor:
     return actions if convert is None else convert(actions)
 
 
-NetworkOutput = Union[PPOModelOutput, GaussianModelOutput]
+LogitsOutput = Union[PPOModelOutput, MultiDiscreteModelOutput, MultiBinaryModelOutput]
+NetworkOutput = Union[LogitsOutput, GaussianModelOutput]
+
+
+def logits_output(action_space: spaces.Space[Any]) -> Callable[..., LogitsOutput]:
+    """What makes the output of ``flatdim(action_space)`` logits: from ``logits``, ``value`` and ``hidden``."""
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return functools.partial(MultiDiscreteModelOutput, nvec=tuple(action_space.nvec.tolist()))
+    return MultiBinaryModelOutput if isinstance(action_space, spaces.MultiBinary) else PPOModelOutput

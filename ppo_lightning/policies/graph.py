@@ -13,8 +13,14 @@ from torch import Tensor, nn
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.rollout import Observation, State
 from ppo_lightning.core.spaces import part_at, paths_of, sample_rows
-from ppo_lightning.functional.distributions import Categorical, DiagonalGaussian, at_least_float32
-from ppo_lightning.models.outputs import PPOModelOutput, run_network, to_env
+from ppo_lightning.functional.distributions import (
+    Bernoullis,
+    Categorical,
+    DiagonalGaussian,
+    MultiCategorical,
+    at_least_float32,
+)
+from ppo_lightning.models.outputs import MultiDiscreteModelOutput, PPOModelOutput, run_network, to_env
 
 _OUTPUTS = {"action", "logits", "mean", "std", "value"}
 _HUGE = 1e4  # samples beyond it come from bounds that stand for none
@@ -26,14 +32,14 @@ class PolicyGraph(nn.Module):
 
     Inputs are observations as the simulator gives them: ``obs``, or a Dict's keys (``obs.<key>`` for one that is the
     name of another tensor; ``<key>.<key>`` of a Dict in it). Memory is ``state`` in, ``next_state`` out;
-    ``state.<key>`` where it is a TensorDict. ``action`` is what the environment's ``step`` takes: a Discrete space's
-    start is added, a Box's bounds and dtype are kept, as at the door of
+    ``state.<key>`` where it is a TensorDict. ``action`` is what the environment's ``step`` takes: a Discrete or
+    MultiDiscrete space's start is added, a Box's bounds are kept, and all dtypes but Discrete's, as at the door of
     :class:`envs.gymnasium_vector.GymnasiumVectorEnv`.
 
     Args:
         network: on the CPU.
         observation_space: one environment's observations.
-        action_space: Discrete, or Box with one dimension.
+        action_space: Discrete, or Box, MultiDiscrete or MultiBinary with one dimension.
 
     Raises:
         ConfigurationError: a memory that begins differently from row to row.
@@ -41,6 +47,7 @@ class PolicyGraph(nn.Module):
 
     low: Tensor
     high: Tensor
+    start: Tensor
 
     def __init__(
         self, network: nn.Module, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
@@ -56,8 +63,10 @@ class PolicyGraph(nn.Module):
         keys = None if self._paths is None else [".".join(path) for path in self._paths]
         names = ["obs"] if keys is None else [f"obs.{key}" if key in taken else key for key in keys]
         self.input_names = [*names, *self.state_names]
+        self._dtype = _torch_dtype(action_space.dtype)
+        if isinstance(action_space, spaces.MultiDiscrete):
+            self.register_buffer("start", torch.from_numpy(action_space.start.astype(np.int64)), persistent=False)
         if isinstance(action_space, spaces.Box):
-            self._dtype = _torch_dtype(action_space.dtype)
             between = np.result_type(np.float32, action_space.dtype)  # what numpy clips in
             self.register_buffer("low", torch.from_numpy(action_space.low.astype(between)), persistent=False)
             self.register_buffer("high", torch.from_numpy(action_space.high.astype(between)), persistent=False)
@@ -125,15 +134,22 @@ class PolicyGraph(nn.Module):
     def _to_env(self, action: Tensor) -> Tensor:
         if isinstance(self.action_space, spaces.Discrete):
             return action + int(self.action_space.start)
+        if isinstance(self.action_space, spaces.MultiDiscrete):
+            return (action + self.start).to(self._dtype)
+        if isinstance(self.action_space, spaces.MultiBinary):
+            return action.to(self._dtype)
         return torch.minimum(torch.maximum(action.to(self.low.dtype), self.low), self.high).to(self._dtype)
 
 
 def _parameters(output: Any) -> dict[str, Tensor]:
     """A distribution's parameters; none of one that is not the package's own."""
     distribution = output.distribution
-    if isinstance(distribution, Categorical):
-        is_plain = type(output) is PPOModelOutput  # another's distribution may be of other logits (masked ones)
+    if isinstance(distribution, (Categorical, MultiCategorical)):
+        # another output's distribution may be of other logits (masked ones)
+        is_plain = type(output) in (PPOModelOutput, MultiDiscreteModelOutput)
         return {"logits": at_least_float32(output.logits) if is_plain else distribution.log_probs}
+    if isinstance(distribution, Bernoullis):
+        return {"logits": distribution.logits}
     if isinstance(distribution, DiagonalGaussian):
         return {"mean": distribution.mean, "std": distribution.logstd.exp()}
     return {}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from ppo_lightning.policies.graph import PolicyGraph
@@ -91,9 +92,19 @@ def _gap(name: str, given: dict[str, Array], expected: dict[str, Array], graph: 
     if one.shape != other.shape or one.dtype != other.dtype:
         return math.inf, 1.0
     if name == "action" and "logits" in expected:  # by how much they lose: 0 for the greedy ones, also among equals
-        logits, start = expected["logits"], graph.action_space.start  # type: ignore[attr-defined]
-        one, other = np.take_along_axis(logits, one[:, None] - start, axis=1)[:, 0], logits.max(axis=1)
+        one, other = (_logits_of(actions, expected["logits"], graph.action_space) for actions in (one, other))
     one, other = one.astype(np.float64), other.astype(np.float64)
     with np.errstate(invalid="ignore"):
         gap = np.where(one == other, 0.0, np.abs(one - other))
     return gap.max(), np.abs(other[np.isfinite(other)]).max(initial=1.0)
+
+
+def _logits_of(actions: Array, logits: Array, space: spaces.Space[Any]) -> Array:
+    """Of what was chosen in each component, ``(B, D)``; 0 for the 0 of a MultiBinary action."""
+    if isinstance(space, spaces.MultiBinary):
+        return actions * logits
+    assert isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
+    counts = space.n if isinstance(space, spaces.Discrete) else space.nvec
+    sizes, starts = (np.atleast_1d(part).astype(np.int64) for part in (counts, space.start))
+    columns = actions.reshape(len(actions), -1) - starts + np.cumsum(sizes) - sizes
+    return np.take_along_axis(logits, columns, axis=1)

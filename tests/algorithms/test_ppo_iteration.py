@@ -8,9 +8,22 @@ import pytest
 import torch
 from torch import nn
 
-from ppo_lightning import ActorCritic, Evaluation, MLPEncoder
+from ppo_lightning import ActorCritic, Evaluation, GymnasiumEnv, MLPEncoder
 from ppo_lightning.data.seeding import Streams
 from tests.runs import Recorder, equal, fit, make_data, make_ppo, weights
+
+
+@pytest.mark.parametrize(("actions", "width"), [("several", 3), ("binary", 4)])
+def test_rollouts_hold_the_integers_that_the_update_evaluates(actions, width):
+    rollouts, recorder = [], Recorder()
+    ppo = make_ppo()
+    prepare = ppo.prepare
+    ppo.prepare = lambda rollout: (rollouts.append(rollout.clone()), prepare(rollout))[1]
+    env = GymnasiumEnv("tests.tasks:Lock-v0", kwargs={"actions": actions})
+    fit(ppo, make_data(env), callbacks=[recorder])
+    assert all(rollout.actions.dtype == torch.int64 for rollout in rollouts)
+    assert all(rollout.actions.shape == (8, 4, width) for rollout in rollouts)
+    assert all(metrics["train/first_ratio_error"] < 1e-5 for metrics in recorder.metrics)
 
 
 def test_one_iteration_equals_a_plain_loop_to_the_bit():

@@ -15,6 +15,7 @@ from ppo_lightning.functional.distributions import draw_noise
 from ppo_lightning.models import PPOModelOutput
 from ppo_lightning.policies import PPOPolicy
 from tests.faults import make_faulty
+from tests.runs import SMALL_NETWORK
 from tests.toy import ToyEnv, make_toy, play_plain_toy
 
 MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP]
@@ -88,6 +89,18 @@ def test_evaluation_equals_a_loop_over_single_environments(mode, num_envs, num_e
     result = play(num_envs, num_episodes, mode)
     assert len(result.episodes) == num_episodes
     assert episodes_of(result) == sorted(expected)
+
+
+@pytest.mark.parametrize("actions", ["several", "binary", "box"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
+def test_environments_without_more_to_play_get_actions_of_their_space(actions, temperature):
+    """Which the environment looks at: some wait for others that have two episodes more to play."""
+    env = GymnasiumEnv("tests.tasks:Drawn-v0", kwargs={"actions": actions}).make(range(3))
+    policy = PPOPolicy(SMALL_NETWORK(env.observation_space, env.action_space))
+    result = evaluate(policy, env, Streams(1, 0, 3), np.array([1, 3, 1]), temperature)
+    env.close()
+    assert [episode.length for episode in result.episodes] == [8] * 5
+    assert result.rows.count(1) == 3
 
 
 def test_short_episodes_are_not_counted_more_often():

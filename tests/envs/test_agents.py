@@ -15,10 +15,12 @@ from ppo_lightning.policies import AlwaysPolicy, Policy
 from tests.coordination import TINY, TWO, VECTOR, WALKS, Counted, CountedGRU, Says, policy_of, save_agent
 from tests.envs.states import through_a_file
 
-BOX = spaces.Box(-1, 1, (3,), np.float32)
+BOX, SEVERAL = spaces.Box(-1, 1, (3,), np.float32), spaces.MultiDiscrete([3, 2], start=[4, 0])
 
 
-@pytest.mark.parametrize(("space", "shape"), [(spaces.Discrete(4), (4,)), (BOX, (3,))])
+@pytest.mark.parametrize(
+    ("space", "shape"), [(spaces.Discrete(4), (4,)), (BOX, (3,)), (SEVERAL, (5,)), (spaces.MultiBinary(2), (2,))]
+)
 def test_a_column_of_noise_follows_from_its_seed(space, shape):
     """Over the borders of what is drawn at once, and whatever the other columns are."""
     one, other = KeyedNoise(space, [3, 4, 5]), KeyedNoise(space, [5, 3])
@@ -77,6 +79,8 @@ def test_what_an_agent_can_show():
     }
     continuous = policy_of(ActorCritic, 1, VECTOR, BOX)
     assert look_at_agent("novice", continuous, VECTOR, BOX) == {"hidden": (64,), "mean": (3,)}
+    for space in (SEVERAL, spaces.MultiBinary(2)):  # several distributions are none to read a confidence from
+        assert look_at_agent("novice", policy_of(ActorCritic, 1, VECTOR, space), VECTOR, space) == {"hidden": (64,)}
     assert look_at_agent("expert", Says(1), VECTOR, TWO) == {}
     assert look_at_agent("expert", PPOPolicy(Bare()), VECTOR, TWO) == {}
 
@@ -103,6 +107,23 @@ def test_agents_that_do_not_fit_are_refused_in_a_sentence(agent, words, name):
     assert "\n" not in text
     for part in words:
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("action", "space"),
+    [
+        ([2, 2], SEVERAL),
+        ([-1, 0], SEVERAL),
+        ([0, 2], spaces.MultiBinary(2)),
+        ([0], spaces.MultiBinary(2)),
+        (1, SEVERAL),
+    ],
+)
+def test_actions_of_several_components_are_looked_at(action, space):
+    with pytest.raises(ConfigurationError, match=r"^--data\.env\.novice takes other actions than Multi"):
+        look_at_agent("novice", Says(action), VECTOR, space)
+    last = [1] * 2 if isinstance(space, spaces.MultiBinary) else [2, 1]
+    assert look_at_agent("novice", Says(last), VECTOR, space) == {}
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from tests.coordination import (
 from tests.envs.states import assert_same, assert_same_step, through_a_file
 from tests.ranks.tasks import NextStep
 from tests.runs import SmallGRU
+from tests.tasks import Lock
 
 TWO_WALKS = CoordinationEnv(WALKS, policy_of(TINY, 1), policy_of(TINY, 2), 0.4, 1.0, base_penalty=0.5)
 
@@ -480,6 +481,22 @@ def test_agents_of_continuous_actions_show_their_means():
     np.testing.assert_allclose(
         result.rewards, -((np.clip(result.base_actions, -1, 1) - 0.5) ** 2).sum(1), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize(("actions", "width"), [("several", 3), ("binary", 4)])
+def test_agents_may_take_several_actions_at_once(actions, width):
+    locks = GymnasiumEnv("tests.tasks:Lock-v0", kwargs={"actions": actions})
+    space = Lock.ACTIONS[actions]
+    novice, expert = (policy_of(TINY, seed, Lock.observation_space, space) for seed in (1, 2))
+    env = CoordinationEnv(locks, novice, expert, 0.0, temperature=0).make([3, 4])
+    assert set(env.observation_space.spaces) == {"base_obs", "novice_hidden"}
+    obs = env.reset()
+    for _ in range(20):
+        result = env.step(np.array([0, 1]))
+        expected = [policy.act(obs["base_obs"][[row]], temperature=0)[0] for row, policy in enumerate((novice, expert))]
+        assert result.base_actions.tolist() == torch.stack(expected).tolist()
+        obs = result.obs
+    env.close()
 
 
 def test_observations_may_be_dicts_in_dicts():

@@ -197,6 +197,28 @@ def test_discrete_actions_count_from_the_start_of_their_space():
     env.close()
 
 
+@pytest.mark.parametrize("vectorizer", [SyncVectorEnv, AsyncVectorEnv])
+@pytest.mark.parametrize(
+    ("kind", "actions", "taken"),
+    [
+        ("multi", [[2, 0], [0, 1]], [[12, -1], [10, 0]]),
+        ("unsigned", [[2, 0], [0, 1]], [[12, 1], [10, 2]]),
+        ("binary", [[1, 0, 1], [0, 0, 1]], [[1, 0, 1], [0, 0, 1]]),
+    ],
+)
+def test_vectors_of_discrete_actions_are_members_of_their_space(kind, actions, taken, vectorizer):
+    env = make_toy([0, 0], vectorizer=vectorizer, actions=kind)
+    env.reset()
+    given = np.array(actions)
+    result = env.step(given)
+    assert result.rewards.tolist() == [sum(row) / 4 for row in taken]
+    assert given.tolist() == actions
+    converted = env._to_env(given)
+    assert converted.dtype == env.action_space.dtype
+    assert [env.action_space.contains(row) for row in converted] == [True, True]
+    env.close()
+
+
 def test_cartpole_vectorises_itself():
     env = GymnasiumEnv("CartPole-v1", vectorization="vector_entry_point").make([1, 2, 3])
     assert env.num_envs == 3
@@ -286,7 +308,8 @@ def test_wrong_arguments_are_refused_with_the_reason():
     ("kwargs", "message"),
     [
         ({"obs": "tuple"}, "observation space Tuple"),
-        ({"actions": "multi"}, "action space MultiDiscrete"),
+        ({"actions": "grid"}, "action space MultiDiscrete"),
+        ({"actions": "binary grid"}, "action space MultiBinary"),
         ({"actions": "matrix"}, "action space Box"),
     ],
 )

@@ -13,11 +13,14 @@ from ppo_lightning.models import (
     ImpalaCNN,
     ImpalaPPOModel,
     MLPEncoder,
+    MultiBinaryModelOutput,
+    MultiDiscreteModelOutput,
     NatureCNN,
     PPOModelOutput,
 )
 
 VECTOR, DISCRETE, BOX = spaces.Box(-1, 1, (3,)), spaces.Discrete(5), spaces.Box(-1, 1, (2,))
+SEVERAL = spaces.MultiDiscrete([3, 3])
 PRIVATE = spaces.Dict(shown=spaces.Box(-1, 1, (2,)), private=spaces.Box(-1, 1, (3,)))
 
 
@@ -63,6 +66,40 @@ def test_box_actions_get_a_gaussian_with_learned_std(shared):
     assert any(parameter is network.logstd for parameter in network.parameters())
     output.distribution.entropy().sum().backward()
     assert network.logstd.grad.tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("space", [spaces.MultiDiscrete([3, 1, 4], dtype=np.uint8, start=[1, 0, 9]), SEVERAL])
+def test_multi_discrete_actions_get_the_logits_of_all_components(space, shared):
+    network, width = ActorCritic(VECTOR, space, shared=shared), int(space.nvec.sum())
+    output = network(torch.randn(7, 3))
+    assert isinstance(output, MultiDiscreteModelOutput)
+    assert output.nvec == tuple(int(size) for size in space.nvec)
+    assert all(type(size) is int for size in output.nvec)
+    assert output.logits.shape == (7, width)
+    assert network.logit_dim == width
+    assert_orthogonal(network.fc_policy, 0.01)
+    actions = output.distribution.mode()
+    assert actions.shape == (7, len(space.nvec))
+    assert output.distribution.log_prob(actions).shape == output.value.shape == (7,)
+    assert output.hidden.shape == (7, 64)
+
+
+def test_multi_binary_actions_get_a_logit_each():
+    network = ActorCritic(VECTOR, spaces.MultiBinary(4))
+    output = network(torch.randn(7, 3))
+    assert isinstance(output, MultiBinaryModelOutput)
+    assert output.logits.shape == (7, 4)
+    assert network.logit_dim == 4
+    assert output.distribution.mode().shape == (7, 4)
+    assert output.distribution.log_prob(output.distribution.mode()).shape == (7,)
+
+
+def test_impala_model_takes_several_actions():
+    network = ImpalaPPOModel(image_space(16, 16, 3), SEVERAL, channels=(4,), hidden_dim=10)
+    output = network(np.zeros((2, 16, 16, 3), np.uint8))
+    assert output.distribution.mode().shape == (2, 2)
+    assert network.logit_dim == 6
 
 
 def test_a_batch_of_one_keeps_its_dimension():
@@ -171,7 +208,7 @@ def test_impala_model_takes_channels_and_width():
     assert network(np.zeros((2, 16, 16, 3), np.uint8)).hidden.shape == (2, 10)
 
 
-@pytest.mark.parametrize("action_space", [DISCRETE, BOX])
+@pytest.mark.parametrize("action_space", [DISCRETE, BOX, SEVERAL, spaces.MultiBinary(2)])
 @pytest.mark.parametrize("shared", [False, True])
 def test_heads_stay_in_float32_under_bf16_autocast(action_space, shared):
     network = ActorCritic(VECTOR, action_space, shared=shared)
@@ -180,7 +217,7 @@ def test_heads_stay_in_float32_under_bf16_autocast(action_space, shared):
         assert network.embedder(obs).dtype == torch.bfloat16
         output = network(obs)
         critic_hidden = (network.critic_embedder or network.embedder)(obs)
-    policy = output.logits if action_space is DISCRETE else output.mean
+    policy = output.mean if action_space is BOX else output.logits
     assert policy.dtype == output.value.dtype == torch.float32
     # exactly the float32 heads of the bf16 features
     assert torch.equal(output.value, network.fc_value(critic_hidden.float()).squeeze(-1))

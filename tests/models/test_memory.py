@@ -3,7 +3,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from ppo_lightning.models import GaussianModelOutput, PPOModelOutput
+from ppo_lightning.models import GaussianModelOutput, MultiBinaryModelOutput, MultiDiscreteModelOutput, PPOModelOutput
 from ppo_lightning.models.memory import take_rows, unroll
 
 N, T, H = 3, 5, 4
@@ -104,6 +104,36 @@ def test_a_common_logstd_stays_common(num_envs, num_steps):
     output = unroll(network, obs, torch.zeros(num_envs, H), starts)
     assert torch.equal(output.logstd, network.logstd)
     assert output.distribution.log_prob(torch.zeros(num_envs * num_steps, 2)).shape == (num_envs * num_steps,)
+
+
+class OfSeveral(Recurrent):
+    """Two discrete actions, of two and one, or one yes-or-no choice of each."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, obs, state):
+        output, state = super().forward(obs, state)
+        if self.kind == "binary":
+            return MultiBinaryModelOutput(output.logits, output.value, output.hidden), state
+        logits = torch.cat([output.logits, output.value[:, None]], dim=1)
+        return MultiDiscreteModelOutput(logits, output.value, output.hidden, (2, 1)), state
+
+
+@pytest.mark.parametrize("kind", ["several", "binary"])
+@pytest.mark.parametrize("num_envs", [2, 3])
+def test_what_is_no_tensor_of_an_output_belongs_to_all_rows(kind, num_envs):
+    network = OfSeveral(kind)
+    obs, starts = torch.randn(num_envs, T, 2), torch.zeros(num_envs, T, dtype=torch.bool)
+    output = unroll(network, obs, torch.zeros(num_envs, H), starts)
+    rows = torch.arange(num_envs * T) % 3 == 0
+    actions = torch.zeros(num_envs * T, 2, dtype=torch.int64)
+    log_probs = output.distribution.log_prob(actions)
+    assert log_probs.shape == (num_envs * T,)
+    taken = take_rows(output, rows)
+    assert torch.equal(taken.distribution.log_prob(actions[rows]), log_probs[rows])
+    assert type(taken) is type(output)
 
 
 class ClampedStd(Recurrent):

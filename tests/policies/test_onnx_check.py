@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,10 @@ from ppo_lightning import (
     export_onnx,
 )
 from ppo_lightning.policies.graph import PolicyGraph
-from ppo_lightning.policies.onnx_check import largest_difference, rounding
-from tests.exports import DISCRETE, VECTOR, save
+from ppo_lightning.policies.onnx_check import _gap, largest_difference, rounding
+from tests.exports import DISCRETE, SMALL_MLP, VECTOR, Loud, save
 from tests.runs import SMALL_NETWORK, SmallGRU
+from tests.tasks import Drawn
 
 
 def test_a_file_of_other_weights_is_found_to_differ():
@@ -26,6 +29,48 @@ def test_a_file_of_other_weights_is_found_to_differ():
         graph.network.fc_value.bias -= 0.5
         graph.network.fc_policy.bias[2] -= 3
     assert largest_difference(Path("policy.onnx"), graph)[0] in ("action", "logits")
+
+
+@pytest.mark.parametrize("actions", ["several", "alike", "binary"])
+def test_a_file_that_takes_another_action_is_found_to_differ(actions):
+    space = Drawn.ACTIONS[actions]
+    graph = PolicyGraph(save(functools.partial(Loud, encoder=SMALL_MLP), actions=space), VECTOR, space)
+    export_onnx("a.ckpt", "policy.onnx")
+    assert largest_difference(Path("policy.onnx"), graph)[1] < 1e-5
+    forward = graph.network.forward
+
+    def stubborn(obs):
+        """The same logits, and another choice of the last component."""
+        output = forward(obs)
+        distribution = output.distribution
+        other = torch.cat([output.logits[:, :-1], output.logits.abs().amax(1, keepdim=True) + 1], dim=1)
+        wrong = dataclasses.replace(output, logits=other).distribution
+        distribution.mode = wrong.mode
+        return Chosen(output, distribution)
+
+    graph.network.forward = stubborn
+    name, difference = largest_difference(Path("policy.onnx"), graph)
+    assert name == "action"
+    assert difference > 0.1
+
+
+class Chosen:
+    def __init__(self, output, distribution):
+        self.logits, self.value, self.distribution = output.logits, output.value, distribution
+
+
+def test_equal_logits_may_be_chosen_between():
+    """Which of them is the greedy action is another program's own affair."""
+    logits = np.array([[1.0, 5.0, 5.0, 2.0, 2.0]], np.float32)
+    space = spaces.MultiDiscrete([3, 2], dtype=np.uint8, start=[250, 0])
+    graph = PolicyGraph(SMALL_NETWORK(VECTOR, space), VECTOR, space)
+
+    def gap(*action):
+        given, expected = ({"action": np.array([a], np.uint8), "logits": logits} for a in (action, (251, 1)))
+        return float(_gap("action", given, expected, graph)[0])
+
+    assert gap(251, 1) == gap(252, 0) == gap(251, 0) == 0
+    assert gap(250, 0) == 4
 
 
 def test_memory_is_compared_beyond_its_beginning():

@@ -112,6 +112,33 @@ def test_the_model_output_comes_on_request(space, kind):
     assert not output.value.requires_grad
 
 
+@pytest.mark.parametrize(
+    ("space", "counts"),
+    [(spaces.MultiDiscrete([3, 2, 4], start=[1, 0, 9]), (3, 2, 4)), (spaces.MultiBinary(2), (2, 2))],
+)
+def test_several_actions_come_as_rows_of_integers_from_0(space, counts):
+    policy, obs = PPOPolicy(ActorCritic(OBS, space)), np.zeros((500, 3), np.float32)
+    for temperature in (0, 0.5, 1, 4.0):
+        actions = policy.act(obs, temperature).numpy()
+        assert actions.dtype == np.int64
+        assert actions.shape == (500, len(counts))
+        assert (actions >= 0).all()
+        assert (actions < counts).all()
+    assert [len(np.unique(column)) for column in actions.T] == list(counts)
+    assert policy.act(obs[:1], temperature=0).shape == (1, len(counts))
+
+
+def test_temperature_sharpens_each_of_several_actions():
+    policy = PPOPolicy(ActorCritic(OBS, spaces.MultiDiscrete([2, 3])))
+    with torch.no_grad():
+        policy.model.fc_policy.bias.copy_(torch.tensor([0.0, 1.0, 0.0, 2.0, 1.0]))
+    actions = policy.act(torch.zeros(40_000, 3), temperature=0.5)
+    shares = [torch.bincount(column, minlength=size) / 40_000 for column, size in zip(actions.T, (2, 3))]
+    biases = policy.model.fc_policy.bias.detach().split((2, 3))
+    for observed, logits in zip(shares, biases):
+        torch.testing.assert_close(observed, (logits / 0.5).softmax(-1), rtol=0, atol=0.01)
+
+
 @pytest.mark.parametrize("form", [torch.Tensor.numpy, lambda x: x])
 def test_observations_may_be_arrays_or_tensors(form):
     policy, obs = PPOPolicy(ActorCritic(OBS, BOX)), torch.randn(4, 3)

@@ -190,6 +190,27 @@ MINIGRIDS = {
     "UnlockPickup-v0": "unlockpickup:UnlockPickupEnv",
 }
 
+MUJOCOS = {
+    "Ant": "ant_v5:AntEnv",
+    "HalfCheetah": "half_cheetah_v5:HalfCheetahEnv",
+    "Hopper": "hopper_v5:HopperEnv",
+    "Humanoid": "humanoid_v5:HumanoidEnv",
+    "HumanoidStandup": "humanoidstandup_v5:HumanoidStandupEnv",
+    "InvertedDoublePendulum": "inverted_double_pendulum_v5:InvertedDoublePendulumEnv",
+    "InvertedPendulum": "inverted_pendulum_v5:InvertedPendulumEnv",
+    "Pusher": "pusher_v5:PusherEnv",
+    "Reacher": "reacher_v5:ReacherEnv",
+    "Swimmer": "swimmer_v5:SwimmerEnv",
+    "Walker2d": "walker2d_v5:Walker2dEnv",
+}
+
+
+def mujoco(name, *wrapping, title="", **settings):
+    """In episodes of at most thirty steps."""
+    sizes = {"before": 40, "after": 40, "num_envs": 2}
+    return case(f"MuJoCo {name}{title}", f"{name}-v5", limit(30), *wrapping, needs=("mujoco",), **sizes, **settings)
+
+
 CHECKS = "common:PassiveEnvChecker common:OrderEnforcing common:TimeLimit restart:Restarting"
 BOX2D = {"needs": ("Box2D", "pygame"), "num_envs": 2}
 OBS, ACT = "transform_observation", "transform_action"
@@ -401,6 +422,9 @@ SIMULATORS = [
         needs=("Box2D", "pygame"),
         num_envs=1,
     ),
+    *(one for name, proves in MUJOCOS.items() for one in mujoco(name, proves=proves)),
+    *mujoco("Humanoid", title=" async", vectorization="async"),
+    *mujoco("Hopper", wrap("StickyAction", 0.3), title=" next step", mode=AutoresetMode.NEXT_STEP),
     *(one for id, proves in MINIGRIDS.items() for one in minigrid(id, IMAGE, proves=proves)),
     *minigrid(
         "Dynamic-Obstacles-8x8-v0",

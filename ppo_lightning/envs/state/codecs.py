@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ppo_lightning.envs.state.fields import Codec, Fields
 from ppo_lightning.envs.state.minigrid import MiniGridWorld
+from ppo_lightning.envs.state.mujoco import MujocoWorld
 from ppo_lightning.envs.state.replay import Replay, renew_car_racing_world, renew_walker_world
 
 _RANDOM = ("_np_random", "_np_random_seed")
@@ -80,6 +81,13 @@ _BOX2D = {
     "bipedal_walker:BipedalWalker": Replay(renew_walker_world),
     "car_racing:CarRacing": Replay(renew_car_racing_world),
 }
+
+_MUJOCO = dict.fromkeys((
+    "ant_v5:AntEnv", "half_cheetah_v5:HalfCheetahEnv", "hopper_v5:HopperEnv", "humanoid_v5:HumanoidEnv",
+    "humanoidstandup_v5:HumanoidStandupEnv", "inverted_double_pendulum_v5:InvertedDoublePendulumEnv",
+    "inverted_pendulum_v5:InvertedPendulumEnv", "pusher_v5:PusherEnv", "reacher_v5:ReacherEnv",
+    "swimmer_v5:SwimmerEnv", "walker2d_v5:Walker2dEnv",
+), MujocoWorld())  # fmt: skip
 
 _MINIGRID = dict.fromkeys((
     "blockedunlockpickup:BlockedUnlockPickupEnv", "crossing:CrossingEnv", "distshift:DistShiftEnv",
@@ -168,6 +176,7 @@ CODECS: dict[str, Codec] = {
     **{f"gymnasium.envs.classic_control.{name}": codec for name, codec in _CLASSIC_CONTROL.items()},
     **{f"gymnasium.envs.toy_text.{name}": codec for name, codec in _TOY_TEXT.items()},
     **{f"gymnasium.envs.box2d.{name}": codec for name, codec in _BOX2D.items()},
+    **{f"gymnasium.envs.mujoco.{name}": codec for name, codec in _MUJOCO.items()},
     **{f"gymnasium.wrappers.{name}": codec for name, codec in _WRAPPERS.items()},
     **{f"minigrid.envs.{name}": codec for name, codec in _MINIGRID.items()},
     **{f"minigrid.wrappers:{name}": codec for name, codec in _MINIGRID_WRAPPERS.items()},

@@ -15,6 +15,7 @@ from ppo_lightning.core.errors import ConfigurationError, close_names
 from ppo_lightning.core.spaces import check_spaces
 from ppo_lightning.envs.base import EnvFactory, VectorEnv
 from ppo_lightning.envs.gymnasium_vector import GymnasiumVectorEnv
+from ppo_lightning.envs.mujoco import check_mujoco, choose_renderer, without_notices
 from ppo_lightning.envs.restart import Restarting
 from ppo_lightning.envs.state import SimulatorState, record_actions
 from ppo_lightning.envs.workers import Workers
@@ -66,13 +67,14 @@ class GymnasiumEnv(EnvFactory):
         if not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")):
             os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # else pygame looks for a screen, and complains
         probe = self._adapt(seeds[:1], lambda: self._make_sync(1, {}, AutoresetMode.NEXT_STEP))
-        modes = probe.render_modes()
+        modes, base = probe.render_modes(), probe.env.envs[0].unwrapped
         probe.close()
         if "rgb_array" not in modes:
             raise ConfigurationError(
                 f"--data.env.id={self.id} cannot render pictures: its render modes are {', '.join(modes) or 'none'}, "
                 "and a video needs rgb_array."
             )
+        choose_renderer(self.id, base)
         return self._adapt(
             seeds, lambda: self._make_sync(len(seeds), {"render_mode": "rgb_array"}, AutoresetMode.NEXT_STEP)
         )
@@ -101,7 +103,7 @@ class GymnasiumEnv(EnvFactory):
         try:
             if module:
                 importlib.import_module(module)
-            return gymnasium.spec(name)
+            spec = gymnasium.spec(name)
         except ModuleNotFoundError as error:
             raise ConfigurationError(
                 f"--data.env.id={self.id}: the module {error.name!r} cannot be imported; write module:EnvId with a "
@@ -112,6 +114,8 @@ class GymnasiumEnv(EnvFactory):
                 f"--data.env.id={self.id} is not a registered Gymnasium environment."
                 f"{close_names(self.id, gymnasium.registry) or ' Write module:EnvId for one of your own.'}"
             ) from error
+        check_mujoco(spec)
+        return spec
 
     def _make_vector(self, num_envs: int) -> Any:
         if self.vectorization == "vector_entry_point":
@@ -133,7 +137,8 @@ def _make_one(id: str, kwargs: dict[str, Any], wrappers: Sequence[Callable[[Any]
 
 
 def _make_plain(id: str, kwargs: dict[str, Any], wrappers: Sequence[Callable[[Any], Any]]) -> Any:
-    env = gymnasium.make(id, **kwargs)
+    with without_notices(id, kwargs):
+        env = gymnasium.make(id, **kwargs)
     for wrapper in wrappers:
         env = wrapper(env)
     return record_actions(env)

@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode
 
 from ppo_lightning.envs import CoordinationEnv, EnvFactory, GymnasiumEnv, ProcgenEnv
 from ppo_lightning.envs.state import CODECS
+from ppo_lightning.envs.wrappers import NoisyObservation
 from tests.commands import WALK
 from tests.coordination import TINY, policy_of
 from tests.runs import SmallGRU
@@ -136,6 +137,10 @@ def case(name, id, *wrapping, proves="", mode=None, vectorization="sync", kwargs
     factory = GymnasiumEnv(id, vectorization, kwargs, list(wrapping))
     make = factory.make if mode is None else functools.partial(_make_in_mode, factory, mode)
     return [Simulator(name, factory, make, tuple(_full(short) for short in proves.split()), **more)]
+
+
+def noisy(env):
+    return NoisyObservation(env, 0.3)
 
 
 def _make_in_mode(factory, mode, seeds):
@@ -298,6 +303,8 @@ SIMULATORS = [
     *case(
         "NormalizeReward", "Pendulum-v1", limit(9), wrap("NormalizeReward"), proves="stateful_reward:NormalizeReward"
     ),
+    *case("NoisyObservation", "Pendulum-v1", limit(9), noisy, proves="wrappers:NoisyObservation"),
+    *case("NoisyObservation of LunarLander", "LunarLander-v3", noisy, before=100, after=250, **BOX2D),
     *case("StickyAction", "CartPole-v1", wrap("StickyAction", 0.5, (2, 4)), proves="stateful_action:StickyAction"),
     *case("RepeatAction", "CartPole-v1", wrap("RepeatAction", 2), proves="stateful_action:RepeatAction"),
     *case(

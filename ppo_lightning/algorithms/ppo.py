@@ -276,7 +276,8 @@ class PPO(OnPolicyModule):
         policy_loss, ratio = ppo_clipped_policy_loss(log_probs, rows.log_probs, advantages, clip_coef)
         critic_clip = clip_coef if self.clip_vloss else None
         critic_loss = value_loss(at_least_float32(output.value), rows.returns, rows.values, critic_clip)
-        entropy = distribution.entropy().mean()
+        with torch.set_grad_enabled(self.ent_coef.now > 0 and torch.is_grad_enabled()):
+            entropy = distribution.entropy().mean()
         actor_loss = policy_loss - self.ent_coef.now * entropy
         parts = {"policy_loss": policy_loss, "value_loss": critic_loss, "entropy": entropy}
         for name, (coef, penalty) in self._penalties.items():

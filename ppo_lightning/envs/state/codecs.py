@@ -180,6 +180,7 @@ CODECS: dict[str, Codec] = {
     **{f"gymnasium.wrappers.{name}": codec for name, codec in _WRAPPERS.items()},
     **{f"minigrid.envs.{name}": codec for name, codec in _MINIGRID.items()},
     **{f"minigrid.wrappers:{name}": codec for name, codec in _MINIGRID_WRAPPERS.items()},
+    "ppo_lightning.envs.wrappers:NoisyObservation": _wrapper("", "std"),
     # the limit is told again, and whether it is open is its own
     "ppo_lightning.envs.restart:Restarting": _wrapper("first_seed restarts", "_make _is_open _limit"),
 }

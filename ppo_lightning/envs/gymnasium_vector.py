@@ -153,7 +153,7 @@ class GymnasiumVectorEnv(VectorEnv):
         if isinstance(space, spaces.Box):
             return np.clip(actions, space.low, space.high).astype(space.dtype)
         if isinstance(space, spaces.MultiDiscrete):
-            return (actions + space.start.astype(np.int64)).astype(space.dtype)
+            return (actions + space.start).astype(space.dtype)
         if isinstance(space, spaces.MultiBinary):
             return actions.astype(space.dtype)
         assert isinstance(space, spaces.Discrete)

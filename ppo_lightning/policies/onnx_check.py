@@ -106,5 +106,5 @@ def _logits_of(actions: Array, logits: Array, space: spaces.Space[Any]) -> Array
     assert isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
     counts = space.n if isinstance(space, spaces.Discrete) else space.nvec
     sizes, starts = (np.atleast_1d(part).astype(np.int64) for part in (counts, space.start))
-    columns = actions.reshape(len(actions), -1) - starts + np.cumsum(sizes) - sizes
+    columns = actions.astype(np.int64).reshape(len(actions), -1) - starts + np.cumsum(sizes) - sizes
     return np.take_along_axis(logits, columns, axis=1)

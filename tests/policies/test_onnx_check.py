@@ -62,11 +62,11 @@ class Chosen:
 def test_equal_logits_may_be_chosen_between():
     """Which of them is the greedy action is another program's own affair."""
     logits = np.array([[1.0, 5.0, 5.0, 2.0, 2.0]], np.float32)
-    space = spaces.MultiDiscrete([3, 2], dtype=np.uint8, start=[250, 0])
+    space = spaces.MultiDiscrete([3, 2], dtype=np.uint64, start=[250, 0])
     graph = PolicyGraph(SMALL_NETWORK(VECTOR, space), VECTOR, space)
 
     def gap(*action):
-        given, expected = ({"action": np.array([a], np.uint8), "logits": logits} for a in (action, (251, 1)))
+        given, expected = ({"action": np.array([a], np.uint64), "logits": logits} for a in (action, (251, 1)))
         return float(_gap("action", given, expected, graph)[0])
 
     assert gap(251, 1) == gap(252, 0) == gap(251, 0) == 0

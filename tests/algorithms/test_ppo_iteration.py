@@ -18,7 +18,7 @@ def test_rollouts_hold_the_integers_that_the_update_evaluates(actions, width):
     rollouts, recorder = [], Recorder()
     ppo = make_ppo()
     prepare = ppo.prepare
-    ppo.prepare = lambda rollout: (rollouts.append(rollout.clone()), prepare(rollout))[1]
+    ppo.prepare = lambda rollout, *rest: (rollouts.append(rollout.clone()), prepare(rollout, *rest))[1]
     env = GymnasiumEnv("tests.tasks:Lock-v0", kwargs={"actions": actions})
     fit(ppo, make_data(env), callbacks=[recorder])
     assert all(rollout.actions.dtype == torch.int64 for rollout in rollouts)

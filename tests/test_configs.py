@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.commands import LAST, METRICS, REPOSITORY, RUN, counters, rows, run
+from tests.commands import LAST, METRICS, REPOSITORY, RUN, counters, load, rows, run
 
-OVERLAYS = {"debug", "procgen_splits"}
+RUNNERS = "halfcheetah", "hopper", "walker2d", "ant", "humanoid"
+OVERLAYS = {"debug", "procgen_splits", "protomotions", *RUNNERS}
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if path.stem not in OVERLAYS)
-NEEDS = {"lunarlander": "Box2D", "procgen": "procgen", "minigrid": "minigrid"}
+NEEDS = {"lunarlander": "Box2D", "procgen": "procgen", "minigrid": "minigrid", "mujoco": "mujoco"}
 AGENTS = "novice", "expert"
 DEBUG = REPOSITORY / "configs/debug.yaml"
 
@@ -26,7 +27,8 @@ each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.s
 
 def test_the_configurations_that_are_promised_are_there():
     chains = {f"{domain}_{stage}" for domain in ("procgen", "minigrid") for stage in (*AGENTS, "coordination")}
-    assert {path.stem for path in CONFIGS} == {"acrobot", "cartpole", "lunarlander", "procgen_coinrun", *chains}
+    alone = {"acrobot", "cartpole", "lunarlander", "mujoco", "pendulum", "pendulum_asymmetric", "procgen_coinrun"}
+    assert {path.stem for path in CONFIGS} == {*alone, *chains}
 
 
 @pytest.mark.parametrize("domain", ["procgen", "minigrid"])
@@ -107,3 +109,36 @@ def test_the_procgen_splits_are_evaluated_each_on_its_levels():
     }
     for split in ("train", "val_sim", "val_true", "test"):
         assert [step for step, _ in rows(column=f"eval/{split}/solved_fraction")] == [128]
+
+
+def overlaid(*names):
+    return [flag for name in ("mujoco", *names) for flag in ("--config", REPOSITORY / f"configs/{name}.yaml")]
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_a_runners_overlay_says_what_differs(name):
+    needs(REPOSITORY / "configs/mujoco.yaml")
+    base = yaml.safe_load(run("fit", *overlaid(), "--print_config").out)
+    printed = yaml.safe_load(run("fit", *overlaid(name), "--print_config").out)
+    id = printed["data"]["env"]["init_args"]["id"]
+    assert id.removesuffix("-v5").lower() == name
+    encoder = printed["model"]["init_args"]["network"]["init_args"]["encoder"]["init_args"]
+    assert encoder["normalizer"]["class_path"].endswith("ObservationNormalizer")
+    written = yaml.safe_load((REPOSITORY / f"configs/{name}.yaml").read_text())
+    for key, value in written.get("model", {}).items():
+        if key != "network":
+            assert printed["model"]["init_args"][key] == value
+    assert printed["trainer"] == base["trainer"]
+    assert printed["evaluation"] == base["evaluation"]
+
+
+def test_protomotions_numbers_train_any_runner():
+    needs(REPOSITORY / "configs/mujoco.yaml")
+    flags = ["--config", DEBUG, "--trainer.enable_progress_bar=false", "--data.num_minibatches=4"]
+    small = [f"--model.network.{name}.hidden_sizes=[8]" for name in ("encoder", "critic_encoder")]
+    run("fit", *overlaid("humanoid", "protomotions"), *flags, *small)
+    assert counters() == {"env_steps": 128, "iteration": 2}
+    columns = set(rows()[0])
+    named = {"critic_learning_rate", "actor_paused", "dropped_steps"}
+    assert columns >= {f"train/{name}" for name in named}
+    assert not load(LAST)["state_dict"]["network.actor.logstd"].add(2.9).any()

@@ -73,7 +73,7 @@ class Encoder(nn.Module):
             assert isinstance(obs, Tensor)
             return [obs]
         assert isinstance(obs, TensorDictBase)
-        return [obs.get(path) for path in self._paths]
+        return [obs[path] for path in self._paths]
 
 
 class MLPEncoder(Encoder):

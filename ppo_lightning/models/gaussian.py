@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
 
-from ppo_lightning.core.errors import ConfigurationError
+from ppo_lightning.core.errors import ConfigurationError, check_range, close_names
 from ppo_lightning.core.rollout import Observation
 from ppo_lightning.functional.distributions import DiagonalGaussian
 from ppo_lightning.functional.squashed import SquashedGaussian
@@ -25,7 +25,8 @@ Std = Literal["learned", "fixed", "state_dependent"]
 
 OBS_KEY = "obs"
 """The key of an observation that is no Dict."""
-_LOGSTD_RANGE = -5.0, 2.0
+_LOGSTD_RANGE = -5.0, 2.0  # of one that depends on the state
+_INITIAL_LOGSTD_RANGE = -20.0, 20.0  # of the others: float32 holds the density
 
 
 class PPOActor(TensorDictModuleBase):
@@ -51,7 +52,8 @@ class PPOActor(TensorDictModuleBase):
         logstd: ``(D,)`` parameter; None where the standard deviation depends on the state.
 
     Raises:
-        ConfigurationError: an action space without bounds that is to be rescaled, or one of another kind.
+        ConfigurationError: an action space without bounds that is to be rescaled, or one of another kind; a ``std``
+            that there is not, or an initial one outside its range.
     """
 
     low: Tensor
@@ -69,6 +71,7 @@ class PPOActor(TensorDictModuleBase):
     ) -> None:
         super().__init__()
         low, high = _bounds_of(action_space, rescale_actions)
+        _check_std(std, initial_logstd)
         self.embedder = encoder(observation_space)
         self.in_keys = _keys_of(self.embedder)
         self.out_keys = ["action", "mean_action", "neglogp"]
@@ -244,9 +247,22 @@ def _bounds_of(space: spaces.Space[Any], rescale: bool) -> tuple[np.ndarray[Any,
             f"--model.network=PPOModel has a Gaussian over actions, and the action space is {space}: take ActorCritic, "
             "or an environment with a one-dimensional Box of actions."
         )
-    if rescale and not space.is_bounded():
+    with np.errstate(over="ignore"):
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        is_bounded = bool(np.isfinite(high - low).all())  # the largest number that there is stands for no bound
+    if rescale and not is_bounded:
         raise ConfigurationError(
             f"--model.network.rescale_actions=true needs bounds to scale to, and the action space {space} has none in "
             "some dimension: leave it out, or bound the actions (gymnasium.wrappers.RescaleAction)."
         )
-    return space.low.astype(np.float32), space.high.astype(np.float32)
+    return low, high
+
+
+def _check_std(std: str, initial_logstd: float) -> None:
+    if std not in get_args(Std):
+        raise ConfigurationError(
+            f"--model.network.std={std} is not known: choose from {', '.join(get_args(Std))}."
+            f"{close_names(std, get_args(Std))}"
+        )
+    low, high = _LOGSTD_RANGE if std == "state_dependent" else _INITIAL_LOGSTD_RANGE
+    check_range("--model.network.initial_logstd", initial_logstd, low, high)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
-from ppo_lightning.core.errors import ConfigurationError, check_range
+from ppo_lightning.core.errors import ConfigurationError, check_range, close_names
 from ppo_lightning.core.rollout import Rollout
+from ppo_lightning.core.spaces import sample_rows
 from ppo_lightning.functional.advantages import discounted_sums, normalize_advantages
 from ppo_lightning.functional.moments import moments_of, pool_moments
+from ppo_lightning.models.actor_critic import as_observation
 from ppo_lightning.models.encoders import MLPEncoder
 from ppo_lightning.models.normalization import FullPrecision, RunningMoments
 
@@ -32,6 +35,18 @@ class ObservationStatistics:
 
     def __init__(self) -> None:
         self._seen: Tensor | None = None
+
+    def check(self, network: nn.Module, observation_space: spaces.Space[Any]) -> None:
+        """Raise :class:`ConfigurationError` for an encoder that normalises what the network made of an observation."""
+        for encoder in _normalizing(network):
+            try:
+                encoder.moments_of(as_observation(sample_rows(observation_space, 2), next(encoder.parameters()).device))
+            except Exception as error:
+                raise ConfigurationError(
+                    f"--model.network={type(network).__name__} gives an encoder with a normalizer something else than "
+                    "the environment's observation, of which its statistics are: leave the normalizer out, or set the "
+                    "encoder's attribute within to the keys that lead there."
+                ) from error
 
     def look(self, network: nn.Module, rollout: Rollout) -> None:
         """Remember the moments of what each encoder reads of a rollout."""
@@ -194,13 +209,19 @@ def advantage_normalizer(norm_adv: bool | Scope, weight: float, clip: float) -> 
     """What ``--model.norm_adv`` asks for; None where advantages stay as they are.
 
     Raises:
-        ConfigurationError: a number outside its range.
+        ConfigurationError: a number outside its range, or a name that there is not.
     """
     check_range("--model.adv_ema_weight", weight, 0, 1, exclude_low=True)
     check_range("--model.adv_clip", clip, 0, exclude_low=True)
     if norm_adv is False:
         return None
-    return AdvantageNormalizer("minibatch" if norm_adv is True else norm_adv, weight, clip)
+    scope = "minibatch" if norm_adv is True else norm_adv
+    if scope not in get_args(Scope):
+        raise ConfigurationError(
+            f"--model.norm_adv={scope} is not known: choose from true, false, {', '.join(get_args(Scope))}."
+            f"{close_names(scope, get_args(Scope))}"
+        )
+    return AdvantageNormalizer(scope, weight, clip)
 
 
 def check_returns_flags(rewards: bool, returns: bool, ema: float | None) -> None:

@@ -195,6 +195,7 @@ class PPO(OnPolicyModule):
                 raise ConfigurationError("--model.log_action_id needs a Discrete action space: leave it out.")
             check_range("--model.log_action_id", self.log_action_id, 0, int(action_space.n) - 1)
         super().build_network(observation_space, action_space)
+        self._observation_statistics.check(self._net, observation_space)
         if self.bounds_coef:
             self._penalties["bounds"] = self.bounds_coef, BoundsLoss(self._net, action_space)
         if self.l2c2_pairs is not None:

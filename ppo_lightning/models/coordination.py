@@ -62,6 +62,8 @@ class CoordPPOModel(nn.Module):
         _check_coordinates(observation_space, action_space)
         shown = _shown(observation_space, feature_type, self.features)
         self.embedder = encoder(shown["base_obs"]) if "obs" in self.features else None
+        if self.embedder is not None:
+            self.embedder.within = ("base_obs",)
         self.hidden_dim = 0 if self.embedder is None else self.embedder.output_dim
         self.hidden_dim += sum(spaces.flatdim(shown[_KEYS[name]]) for name in self.features if name != "obs")
         self.logit_dim = spaces.flatdim(action_space)

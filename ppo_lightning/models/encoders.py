@@ -47,6 +47,8 @@ class Encoder(nn.Module):
 
     def __init__(self, observation_space: spaces.Space[Any], in_keys: Sequence[str] | None = None) -> None:
         super().__init__()
+        self.within: tuple[str, ...] = ()
+        """Keys that lead from what the network is given to what it gives this encoder."""
         self.in_keys: list[str] | None = None
         if isinstance(observation_space, spaces.Dict):
             self.in_keys = list(in_keys) if in_keys is not None else list(observation_space)
@@ -130,8 +132,10 @@ class MLPEncoder(Encoder):
         return self.layers(self.normalizer(self._flat(obs, self.normalizer.mean.dtype)).to(dtype))
 
     def moments_of(self, obs: Observation) -> Tensor:
-        """What ``B`` observations would enter the normaliser's statistics as, ``(F, 3)``."""
+        """What ``B`` observations of the network would enter the normaliser's statistics as, ``(F, 3)``."""
         assert self.normalizer is not None
+        for key in self.within:
+            obs = cast(TensorDictBase, obs)[key]
         moments = self.normalizer.moments_of(self._flat(obs, self.normalizer.mean.dtype))
         moments[..., 1:] = torch.where(self._is_number.unsqueeze(-1), moments[..., 1:], moments.new_tensor([0.0, 1.0]))
         return moments

@@ -20,6 +20,9 @@ class ActorPause:
     Args:
         max_clip_fraction: the largest share of ratios beyond the clip range, in (0, 1).
 
+    Attributes:
+        is_on: whether the actor waits.
+
     Raises:
         ConfigurationError: it is outside its range.
     """
@@ -31,15 +34,15 @@ class ActorPause:
 
     def start_iteration(self) -> None:
         """The actor learns again."""
-        self.is_asked_for = False
-        self._is_on = False
+        self._is_asked_for = False
+        self.is_on = False
 
     def look(self, exceeds: bool, is_first_of_step: bool) -> bool:
         """Whether the actor waits in this minibatch, whose clip fraction ``exceeds`` the limit or not."""
-        self.is_asked_for |= exceeds
+        self._is_asked_for |= exceeds
         if is_first_of_step:
-            self._is_on = self.is_asked_for
-        return self._is_on
+            self.is_on = self._is_asked_for
+        return self.is_on
 
 
 class GradientGuard:

@@ -82,6 +82,8 @@ class Optimization:
         self.guard = guard
         self.critic_flags = [flag for flag, value in numbers.items() if "critic" in flag and value is not None]
         """Those that are set and need a critic of its own."""
+        looks = {"critic_gradient_clip_val": critic_gradient_clip_val, "gradient_guard": guard}
+        self._gradient_flags = [f"--model.{name}" for name, part in looks.items() if part is not None]
         self._learning_rates = [rate for rate in (learning_rate, critic_learning_rate) if rate is not None]
         self._optimizer_builder = _builder(optimizer, OptimizerBuilder, "--model.optimizer") or default_optimizer
         self._scheduler_builder = _builder(scheduler, SchedulerBuilder, "--model.scheduler")
@@ -147,8 +149,13 @@ class Optimization:
         return scheduler
 
     def settle(self, trainer: Trainer, is_resumed: bool) -> None:
-        """Let this run's settings win over those stored with the optimiser's state."""
+        """Let this run's settings win over those stored with the optimiser's state.
+
+        Raises:
+            ConfigurationError: a fused optimiser whose gradients are to be looked at, in float16.
+        """
         for optimizer in trainer.optimizers:
+            _check_unscaled(trainer, optimizer, self._gradient_flags)
             for group, settings in zip(optimizer.param_groups, self._settings):
                 group.update(settings)
             if is_resumed and self._scheduler_builder is not None:
@@ -211,7 +218,7 @@ class AdaptiveLearningRate:
                 )
 
     def adapt(self, optimizer: Optimizer, kl: float) -> None:
-        """Set the rates for the step that follows a KL divergence; one that is not finite changes nothing."""
+        """Set the rates for the step that follows a KL divergence; NaN changes nothing."""
         for group in optimizer.param_groups:
             if kl > 2 * self.target_kl:
                 group["lr"] = max(self.low, group["lr"] / self.FACTOR)
@@ -245,6 +252,16 @@ def critic_parameters_of(network: nn.Module, flag: str) -> list[nn.Parameter]:
             "their encoder: take PPOModel, or ActorCritic with shared=false."
         )
     return own
+
+
+def _check_unscaled(trainer: Trainer, optimizer: Optimizer, flags: Sequence[str]) -> None:
+    """Raise where gradients are looked at that are scaled until the optimiser itself takes that back."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if flags and scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise ConfigurationError(
+            f"{flags[0]} looks at gradients, which a fused optimiser with --trainer.precision=16-mixed leaves scaled: "
+            "use --trainer.precision=bf16-mixed, or an --model.optimizer that is not fused."
+        )
 
 
 def clip_in_bfloat16(trainer: Trainer, optimizer: Optimizer, clip_val: float | None, algorithm: str | None) -> bool:

@@ -308,9 +308,11 @@ class PPO(OnPolicyModule):
             return False
         kl_of_all, clipped_of_all = self._average(batch_idx, torch.stack([kl, clipped])).tolist()
         is_first_of_step = batch_idx % self.trainer.accumulate_grad_batches == 0
+        # of an actor that waited in the last step, the divergence tells nothing of the learning rate
+        actor_learned = not (self._pretrains_critic or (pause is not None and pause.is_on))
         if self.target_kl is not None and kl_of_all > self.target_kl:
             self.stop_update()
-        if adaptive_lr is not None and is_first_of_step:
+        if adaptive_lr is not None and is_first_of_step and actor_learned:
             adaptive_lr.adapt(self.trainer.optimizers[0], kl_of_all)
         return pause is not None and pause.look(clipped_of_all > pause.max_clip_fraction, is_first_of_step)
 

@@ -327,9 +327,7 @@ def test_a_std_that_there_is_not_is_refused_with_close_names():
 
 @pytest.mark.parametrize("logstd", [-5.1, 2.1, math.nan])
 def test_a_state_dependent_std_cannot_begin_where_it_has_no_gradient(logstd):
-    with pytest.raises(
-        ConfigurationError, match=r"^--model\.network\.initial_logstd must be at least -5 and at most"
-    ):
+    with pytest.raises(ConfigurationError, match=r"^--model\.network\.initial_logstd must be at least -5 and at most"):
         PPOModel(VECTOR, ACTIONS, std="state_dependent", initial_logstd=logstd)
 
 

@@ -27,9 +27,9 @@ def test_states_go_on_over_rollouts_and_are_cleared_at_episode_starts():
     ppo = make_ppo(network=SmallGRU, learning_rate=1e-9)
     prepare = ppo.prepare
 
-    def spy(rollout):
+    def spy(rollout, *rest):
         rollouts.append(rollout.clone())
-        return prepare(rollout)
+        return prepare(rollout, *rest)
 
     ppo.prepare = spy
     fit(ppo, make_data(iterations=2))
@@ -85,7 +85,7 @@ def test_the_value_of_a_truncated_episode_uses_its_memory():
     ppo.value_of = spy
     rollouts = []
     prepare = ppo.prepare
-    ppo.prepare = lambda rollout: (rollouts.append(rollout.clone()), prepare(rollout))[1]
+    ppo.prepare = lambda rollout, *rest: (rollouts.append(rollout.clone()), prepare(rollout, *rest))[1]
     fit(ppo, make_data(iterations=1, num_steps=24))
     (rollout,), ((_, state, values),) = rollouts, seen
     steps, envs = rollout.truncated.nonzero().unbind(1)

@@ -19,10 +19,10 @@ class Witness(Callback):
     def on_train_start(self, trainer, pl_module):
         prepare = pl_module.prepare
 
-        def spy(rollout):
+        def spy(rollout, *rest):
             obs = rollout.obs.flatten(0, 1)
             self.obs = [bytes(row.numpy().tobytes()).hex() for row in obs]
-            return prepare(rollout)
+            return prepare(rollout, *rest)
 
         pl_module.prepare = spy
 

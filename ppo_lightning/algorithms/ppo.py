@@ -80,8 +80,9 @@ class PPO(OnPolicyModule):
         critic_learning_rate: of the critic's own parameters.
         critic_gradient_clip_val: clips the gradients of the critic's own parameters by themselves, as
             ``--trainer.gradient_clip_val`` then does all others.
-        adaptive_lr_kl: before each step divide the learning rates by 1.5 where the minibatch's KL divergence from the
-            rollout's policy, over all ranks, is more than twice this, and multiply them where it is less than half.
+        adaptive_lr_kl: before each step of an iteration but its first divide the learning rates by 1.5 where the
+            minibatch's KL divergence from the rollout's policy, over all ranks, is more than twice this, and multiply
+            them where it is less than half.
         min_learning_rate: the lowest that ``adaptive_lr_kl`` goes.
         max_learning_rate: the highest that ``adaptive_lr_kl`` goes.
         max_clip_fraction: once more than this part of a minibatch's ratios lies beyond the clip range, the actor waits
@@ -308,8 +309,8 @@ class PPO(OnPolicyModule):
             return False
         kl_of_all, clipped_of_all = self._average(batch_idx, torch.stack([kl, clipped])).tolist()
         is_first_of_step = batch_idx % self.trainer.accumulate_grad_batches == 0
-        # of an actor that waited in the last step, the divergence tells nothing of the learning rate
-        actor_learned = not (self._pretrains_critic or (pause is not None and pause.is_on))
+        # else the divergence tells nothing of the learning rate
+        actor_learned = not (self._pretrains_critic or (pause is not None and pause.is_on) or batch_idx == 0)
         if self.target_kl is not None and kl_of_all > self.target_kl:
             self.stop_update()
         if adaptive_lr is not None and is_first_of_step and actor_learned:

@@ -77,7 +77,8 @@ def allow_unused_parameters(trainer: Trainer) -> None:
     if strategy._ddp_kwargs.setdefault(_UNUSED, True) is False:
         raise ConfigurationError(
             f"--trainer.strategy with {_UNUSED}=false waits for a gradient of every parameter, but this agent has "
-            "phases that train only a part (--model.critic_pretrain_steps): use --trainer.strategy=ddp."
+            "times in which only a part learns (--model.critic_pretrain_steps or --model.max_clip_fraction): use "
+            "--trainer.strategy=ddp."
         )
 
 

@@ -61,8 +61,9 @@ class ActingModule(LightningModule):
 
     @property
     def _net(self) -> Any:
-        assert self.network is not None, "the network is built when the spaces are known"
-        return self.network
+        network = self.network
+        assert network is not None, "the network is built when the spaces are known"
+        return network
 
     def _run(self, obs: Observation, state: State | None) -> tuple[ModelOutput, State | None]:
         return run_network(self._net, obs, state)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Union
 
 from gymnasium import spaces
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from ppo_lightning.core.rollout import Observation, State
@@ -104,16 +105,16 @@ class MemoryNetwork(Protocol):
 def run_network(network: Any, obs: Observation, state: State | None = None) -> tuple[Any, State | None]:
     """The output for ``B`` observations, and the memory after them where there is a ``state`` before.
 
-    A network that is called with something else, as TensorDict modules are, has ``evaluate(obs)`` for this.
+    A TensorDict module, which is called with something else, has ``evaluate(obs)`` for this.
     """
-    run = getattr(network, "evaluate", network)
+    run: Any = network.evaluate if isinstance(network, TensorDictModuleBase) else network
     return (run(obs), None) if state is None else run(obs, state)
 
 
 def to_env(network: Any, actions: Tensor) -> Tensor:
     """What the environment is given for the actions of a network's distribution: the same, unless it says otherwise."""
-    convert = getattr(network, "to_env", None)
-    return actions if convert is None else convert(actions)
+    # asked of the class, as a Module takes microseconds to tell that it has no such attribute
+    return network.to_env(actions) if hasattr(type(network), "to_env") else actions
 
 
 LogitsOutput = Union[PPOModelOutput, MultiDiscreteModelOutput, MultiBinaryModelOutput]

@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from ppo_lightning.core.checkpoint import LEAST_STD_OF_RETURNS
 from ppo_lightning.core.errors import ConfigurationError, check_range, close_names
 from ppo_lightning.core.rollout import Rollout
 from ppo_lightning.core.spaces import sample_rows
@@ -123,8 +124,8 @@ class ReturnNormalizer(RunningMoments):
 
     @property
     def std(self) -> Tensor:
-        """At least 1e-4, so that equal returns don't blow up."""
-        return self.var.sqrt().clamp(min=1e-4)
+        """Of the returns so far, at least 1e-4."""
+        return self.var.sqrt().clamp(min=LEAST_STD_OF_RETURNS)
 
     def values_of(self, outputs: Tensor) -> Tensor:
         """The values that the critic's outputs stand for."""

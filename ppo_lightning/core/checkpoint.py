@@ -19,6 +19,9 @@ FORMAT_KEY = "ppo_lightning_format"
 FORMAT_VERSION = 2
 """1 had no digest; see :mod:`ppo_lightning.core.archive`."""
 
+LEAST_STD_OF_RETURNS = 1e-4
+"""What standardised returns are divided by at least, so that equal ones don't blow up."""
+
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "state_dict": dict,
     "hyper_parameters": dict,
@@ -142,6 +145,21 @@ def load_network_weights(network: nn.Module, checkpoint: dict[str, Any], flag: s
     }
     check_same_network(network.state_dict(), weights, flag)
     network.load_state_dict(weights)
+    _undo_normalisation_of_returns(network, checkpoint["state_dict"])
+
+
+@torch.no_grad()
+def _undo_normalisation_of_returns(network: nn.Module, state: dict[str, Any]) -> None:
+    """Let a critic that learned standardised returns say values in the units of rewards, as others do.
+
+    The statistics belong to the agent that trained it; without it, nothing else knows them.
+    """
+    mean, var = state.get("return_normalizer.mean"), state.get("return_normalizer.var")
+    if mean is not None and var is not None:
+        layer: Any = network.fc_value
+        std = var.sqrt().clamp(min=LEAST_STD_OF_RETURNS)
+        layer.weight.mul_(std.to(layer.weight))
+        layer.bias.copy_(layer.bias * std.to(layer.bias) + mean.to(layer.bias))
 
 
 def check_same_network(own: dict[str, Any], loaded: dict[str, Any], flag: str) -> None:

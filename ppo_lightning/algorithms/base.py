@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ppo_lightning.algorithms.borders import IterationBorders
 from ppo_lightning.algorithms.clock import TrainingClock
+from ppo_lightning.algorithms.normalization import check_same_statistics
 from ppo_lightning.algorithms.optimization import Optimization
 from ppo_lightning.algorithms.optimized import OptimizedModule
 from ppo_lightning.algorithms.ranks import (
@@ -228,9 +229,10 @@ class OnPolicyModule(OptimizedModule):
         complete_epoch(checkpoint["loops"]["fit_loop"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another network's checkpoint in a sentence."""
+        """Refuse the checkpoint of another network, or of other normalisers, in a sentence."""
         super().on_load_checkpoint(checkpoint)
         self._clock.seconds_before = checkpoint.get("train_seconds", 0.0)
+        check_same_statistics(self.state_dict(), checkpoint["state_dict"])
         check_same_network(self.state_dict(), checkpoint["state_dict"], "--ckpt_path")
 
     @_restricted_classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -223,6 +223,23 @@ def advantage_normalizer(norm_adv: bool | Scope, weight: float, clip: float) -> 
             f"{close_names(scope, get_args(Scope))}"
         )
     return AdvantageNormalizer(scope, weight, clip)
+
+
+_FLAGS = {
+    "reward_normalizer": "--model.normalize_rewards",
+    "return_normalizer": "--model.normalize_returns",
+    "advantage_normalizer": "--model.norm_adv=ema",
+}
+
+
+def check_same_statistics(own: Mapping[str, Any], loaded: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigurationError` where only one of two states of a module has some statistics."""
+    for part, flag in _FLAGS.items():
+        if any(name.startswith(f"{part}.") for name in own) != any(name.startswith(f"{part}.") for name in loaded):
+            raise ConfigurationError(
+                f"{flag} is set here or was set in the run of --ckpt_path, but not both, and its statistics are a part "
+                "of the agent: do as that run did, or start a new one with --init_from."
+            )
 
 
 def check_returns_flags(rewards: bool, returns: bool, ema: float | None) -> None:

@@ -571,6 +571,7 @@ AGENTS = {
             "--model.network.encoder.normalizer=ObservationNormalizer",
             "--model.network.std=state_dependent",
             "--model.network.squash=true",
+            "--model.network.rescale_actions=true",
             "--model.norm_adv=ema",
             "--model.normalize_returns=true",
             "--model.norm_ema=0.5",

@@ -88,8 +88,8 @@ class GradientGuard:
             raise TrainingError(
                 f"{self.in_a_row} optimiser steps in a row had a gradient of norm {norm:g}, beyond "
                 f"--model.gradient_guard={self.max_norm:g}, in the update at {env_steps} environment steps: training "
-                "stopped and this update was not saved; lower --model.learning_rate, then continue with --ckpt_path "
-                "from the last checkpoint."
+                "stopped and this update was not saved; lower --model.learning_rate, or raise the limit where such "
+                "norms are usual here, then continue with --ckpt_path from the last checkpoint."
             )
         for parameter in module.parameters():
             parameter.grad = None  # without one, an optimiser leaves a parameter and what it knows of it alone

@@ -220,7 +220,7 @@ def advantage_normalizer(norm_adv: bool | Scope, weight: float, clip: float) -> 
     if scope not in get_args(Scope):
         raise ConfigurationError(
             f"--model.norm_adv={scope} is not known: choose from true, false, {', '.join(get_args(Scope))}."
-            f"{close_names(scope, get_args(Scope))}"
+            f"{close_names(str(scope), get_args(Scope))}"
         )
     return AdvantageNormalizer(scope, weight, clip)
 

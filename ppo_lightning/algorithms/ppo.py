@@ -43,6 +43,7 @@ from ppo_lightning.functional import (
 )
 from ppo_lightning.functional.distributions import DiagonalGaussian, at_least_float32
 from ppo_lightning.models.actor_critic import ActorCritic
+from ppo_lightning.models.gaussian import check_reach
 from ppo_lightning.models.memory import unroll
 from ppo_lightning.models.outputs import ModelOutput, run_network
 
@@ -202,8 +203,16 @@ class PPO(OnPolicyModule):
         if self.l2c2_pairs is not None:
             smoothness = SmoothnessLoss(self.l2c2_pairs, self._net, observation_space, action_space)
             self._penalties["l2c2"] = self.l2c2_coef, smoothness
+        check_reach(self._net, action_space)
         if self.return_normalizer is not None:
             value_layer(self._net)
+
+    def forward(self, obs: Any) -> Any:
+        """The network's output for observations ``(B, *shape)``, its values in the units of rewards."""
+        output = super().forward(obs)
+        if self.return_normalizer is not None:
+            output.value = self.return_normalizer.values_of(output.value)
+        return output
 
     # -- a rollout
 

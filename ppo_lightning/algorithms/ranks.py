@@ -83,7 +83,10 @@ def allow_unused_parameters(trainer: Trainer) -> None:
 
 
 def leave_statistics_alone(module: nn.Module) -> None:
-    """Tell DDP not to send running statistics from rank to rank with every minibatch: they are of all ranks already."""
+    """Tell DDP not to send running statistics, and what never changes, from rank to rank with every minibatch.
+
+    Statistics are those of all ranks already.
+    """
     module._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
         f"{prefix}.{name}"
         for prefix, part in module.named_modules()

@@ -101,8 +101,12 @@ class SmoothnessLoss:
                 )
         read = getattr(getattr(actor or network, "embedder", None), "in_keys", None)
         for noisy, clean in pairs.items():
+            if noisy == clean:
+                raise ConfigurationError(f"{flag}: {noisy!r} is paired with itself: name its clean counterpart.")
             if known[noisy].shape != known[clean].shape or not isinstance(known[noisy], spaces.Box):
-                raise ConfigurationError(f"{flag}: {noisy!r} is {known[noisy]} and {clean!r} {known[clean]}.")
+                raise ConfigurationError(
+                    f"{flag}: {noisy!r} is {known[noisy]} and {clean!r} {known[clean]}: pair Boxes of one shape."
+                )
             if read is not None and noisy not in read:
                 raise ConfigurationError(
                     f"{flag}: the actor does not read {noisy!r}, only {read}: add it to "

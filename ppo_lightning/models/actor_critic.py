@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Union, cast
 
@@ -60,7 +60,8 @@ class ActorCritic(nn.Module):
                 "--model.network.shared=true and --model.network.critic_encoder contradict each other: leave one out."
             )
         self.embedder = encoder(observation_space)
-        self.critic_embedder = None if shared else (critic_encoder or encoder)(observation_space)
+        with errors_of_critic_encoder(critic_encoder):
+            self.critic_embedder = None if shared else (critic_encoder or encoder)(observation_space)
         self.hidden_dim = self.embedder.output_dim
         self.is_continuous = isinstance(action_space, spaces.Box)
         self.logit_dim = spaces.flatdim(action_space)
@@ -123,6 +124,18 @@ class ImpalaPPOModel(ActorCritic):
             encoder=lambda space: ImpalaCNN(space, channels=channels, hidden_dim=hidden_dim),
             shared=True,
         )
+
+
+@contextlib.contextmanager
+def errors_of_critic_encoder(critic_encoder: Any) -> Iterator[None]:
+    """Let an encoder's errors name ``--model.network.critic_encoder`` where it was asked for there."""
+    try:
+        yield
+    except ConfigurationError as error:
+        if critic_encoder is None:
+            raise
+        message = str(error).replace("--model.network.encoder", "--model.network.critic_encoder")
+        raise ConfigurationError(message) from error
 
 
 def in_full_precision(device: torch.device) -> AbstractContextManager[Any]:

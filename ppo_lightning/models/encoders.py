@@ -59,8 +59,8 @@ class Encoder(nn.Module):
                         f"{list(observation_space)}."
                         f"{close_names(key, observation_space)}"
                     )
-            self._paths = [path for key in self.in_keys for path in paths_of(observation_space, (key,))]
-            self.parts = [part_at(observation_space, path) for path in self._paths]
+            self.paths = [path for key in self.in_keys for path in paths_of(observation_space, (key,))]
+            self.parts = [part_at(observation_space, path) for path in self.paths]
         elif in_keys is not None:
             raise ConfigurationError(
                 f"--model.network.encoder.in_keys={list(in_keys)} needs a Dict observation, not "
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
             assert isinstance(obs, Tensor)
             return [obs]
         assert isinstance(obs, TensorDictBase)
-        return [obs[path] for path in self._paths]
+        return [obs[path] for path in self.paths]
 
 
 class MLPEncoder(Encoder):

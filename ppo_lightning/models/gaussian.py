@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
 
@@ -16,9 +17,15 @@ from ppo_lightning.core.errors import ConfigurationError, check_range, close_nam
 from ppo_lightning.core.rollout import Observation
 from ppo_lightning.functional.distributions import DiagonalGaussian
 from ppo_lightning.functional.squashed import SquashedGaussian
-from ppo_lightning.models.actor_critic import RawObservation, as_observation, in_full_precision
+from ppo_lightning.models.actor_critic import (
+    RawObservation,
+    as_observation,
+    errors_of_critic_encoder,
+    in_full_precision,
+)
 from ppo_lightning.models.encoders import Encoder, MLPEncoder
 from ppo_lightning.models.initialization import POLICY_GAIN, VALUE_GAIN, orthogonal_
+from ppo_lightning.models.normalization import FullPrecision
 from ppo_lightning.models.outputs import GaussianModelOutput, SquashedModelOutput
 
 Std = Literal["learned", "fixed", "state_dependent"]
@@ -29,7 +36,7 @@ _LOGSTD_RANGE = -5.0, 2.0  # of one that depends on the state
 _INITIAL_LOGSTD_RANGE = -20.0, 20.0  # of the others: float32 holds the density
 
 
-class PPOActor(TensorDictModuleBase):
+class PPOActor(FullPrecision, TensorDictModuleBase):
     """Observations to a Gaussian over actions; samples it in any TensorDict program.
 
     Called with a TensorDict it adds, for each row, ``action`` (a sample, of torch's global generator), ``mean_action``
@@ -95,7 +102,7 @@ class PPOActor(TensorDictModuleBase):
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Add ``action``, ``mean_action`` and ``neglogp`` to the TensorDict of ``B`` observations."""
+        """Add ``action``, ``mean_action`` and ``neglogp`` to a TensorDict of observations."""
         distribution = self.distribution(tensordict)
         action = distribution.sample(distribution.noise())
         tensordict.set("action", action)
@@ -103,12 +110,14 @@ class PPOActor(TensorDictModuleBase):
         return tensordict.set("neglogp", -distribution.log_prob(action))
 
     def log_prob(self, tensordict: TensorDictBase, actions: Tensor) -> Tensor:
-        """The log-probabilities ``(B,)`` of given actions ``(B, D)``; the TensorDict stays as it is."""
+        """The log-probabilities ``(…)`` of given actions ``(…, D)``; the TensorDict stays as it is."""
         return self.distribution(tensordict).log_prob(actions)
 
     def distribution(self, obs: Observation) -> DiagonalGaussian:
-        """Of the actions, for ``B`` observations: a tensor, or a TensorDict with ``in_keys``."""
-        mean, logstd, _ = self.parameters_for(obs)
+        """Of the actions ``(…, D)``, for observations of any batch size: a tensor, or a TensorDict with ``in_keys``."""
+        rows, batch_size = _as_rows(self.embedder, obs)
+        mean, logstd, _ = self.parameters_for(rows)
+        mean, logstd = (x if x.dim() == 1 else x.reshape(*batch_size, x.shape[1]) for x in (mean, logstd))
         return SquashedGaussian(mean, logstd) if self.squash else DiagonalGaussian(mean, logstd)
 
     def parameters_for(self, obs: Observation) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,7 +174,8 @@ class PPOModel(TensorDictModuleBase):
     ) -> None:
         super().__init__()
         self.actor = PPOActor(observation_space, action_space, encoder, std, initial_logstd, squash, rescale_actions)
-        self.critic = PPOCritic(observation_space, critic_encoder or encoder)
+        with errors_of_critic_encoder(critic_encoder):
+            self.critic = PPOCritic(observation_space, critic_encoder or encoder)
         self.in_keys = list(dict.fromkeys([*self.actor.in_keys, *self.critic.in_keys]))
         self.out_keys = [*self.actor.out_keys, *self.critic.out_keys]
 
@@ -184,11 +194,11 @@ class PPOModel(TensorDictModuleBase):
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Add ``action``, ``mean_action``, ``neglogp`` and ``value`` to the TensorDict of ``B`` observations."""
+        """Add ``action``, ``mean_action``, ``neglogp`` and ``value`` to a TensorDict of observations."""
         return self.critic(self.actor(tensordict))
 
     def log_prob(self, tensordict: TensorDictBase, actions: Tensor) -> Tensor:
-        """The log-probabilities ``(B,)`` of given actions ``(B, D)``; the TensorDict stays as it is."""
+        """The log-probabilities ``(…)`` of given actions ``(…, D)``; the TensorDict stays as it is."""
         return self.actor.log_prob(tensordict, actions)
 
     def evaluate(self, obs: RawObservation) -> GaussianModelOutput:
@@ -222,8 +232,9 @@ class PPOCritic(TensorDictModuleBase):
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Add ``value``."""
-        return tensordict.set("value", self.values(tensordict))
+        """Add ``value`` to a TensorDict of observations."""
+        rows, batch_size = _as_rows(self.embedder, tensordict)
+        return tensordict.set("value", self.values(rows).reshape(batch_size))
 
     def values(self, obs: Observation) -> Tensor:
         """``(B,)``, for a tensor or a TensorDict with ``in_keys``."""
@@ -239,6 +250,20 @@ def _keys_of(encoder: Encoder) -> list[Any]:
 def _observation_for(encoder: Encoder, obs: Observation) -> Observation:
     """What the encoder reads: of a TensorDict the one tensor, where observations are no Dict."""
     return obs[OBS_KEY] if encoder.in_keys is None and isinstance(obs, TensorDictBase) else obs
+
+
+def _as_rows(encoder: Encoder, obs: Observation) -> tuple[Observation, torch.Size]:
+    """What the encoder reads of observations of any batch size, ``(T, N)`` say, in rows; and that batch size."""
+    obs = _observation_for(encoder, obs)
+    parts = encoder.select(obs)
+    batch_size = parts[0].shape[: parts[0].dim() - len(cast("tuple[int, ...]", encoder.parts[0].shape))]
+    if len(batch_size) == 1:
+        return obs, batch_size
+    num_rows = math.prod(batch_size)
+    if isinstance(obs, Tensor):
+        return obs.reshape(num_rows, *obs.shape[len(batch_size) :]), batch_size
+    rows = {path: part.reshape(num_rows, *part.shape[len(batch_size) :]) for path, part in zip(encoder.paths, parts)}
+    return TensorDict(cast(Any, rows), batch_size=[num_rows]), batch_size
 
 
 def _bounds_of(space: spaces.Space[Any], rescale: bool) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -266,3 +291,19 @@ def _check_std(std: str, initial_logstd: float) -> None:
         )
     low, high = _LOGSTD_RANGE if std == "state_dependent" else _INITIAL_LOGSTD_RANGE
     check_range("--model.network.initial_logstd", initial_logstd, low, high)
+
+
+def check_reach(network: nn.Module, action_space: spaces.Space[Any]) -> None:
+    """Raise :class:`ConfigurationError` for squashed actions of which none comes near the environment's bounds.
+
+    A TensorDict program may scale them by itself; ``fit`` has nothing but ``rescale_actions`` for it.
+    """
+    actor: Any = getattr(network, "actor", network)
+    if not getattr(actor, "squash", False) or actor.rescale_actions or not isinstance(action_space, spaces.Box):
+        return
+    bounds = np.abs(np.stack([action_space.low, action_space.high]))
+    if (bounds[np.isfinite(bounds)] > 1).any():
+        raise ConfigurationError(
+            f"--model.network.squash=true gives actions between -1 and 1, and the action space {action_space} goes "
+            "beyond: add --model.network.rescale_actions=true."
+        )

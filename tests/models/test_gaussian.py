@@ -13,6 +13,7 @@ from torch import distributions as torchs
 
 from ppo_lightning import ConfigurationError
 from ppo_lightning.models import GaussianModelOutput, MLPEncoder, PPOActor, PPOModel, SquashedModelOutput
+from ppo_lightning.models.gaussian import check_reach
 
 VECTOR, ACTIONS = spaces.Box(-1, 1, (3,)), spaces.Box(np.array([-2.0, 0.0]), np.array([2.0, 1.0]), dtype=np.float64)
 DICT = spaces.Dict(shown=spaces.Box(-1, 1, (2,)), kind=spaces.Discrete(3), private=spaces.Box(-1, 1, (4,)))
@@ -335,3 +336,34 @@ def test_a_state_dependent_std_cannot_begin_where_it_has_no_gradient(logstd):
 def test_an_infinite_std_is_refused(logstd):
     with pytest.raises(ConfigurationError, match=r"^--model\.network\.initial_logstd"):
         PPOModel(VECTOR, ACTIONS, initial_logstd=logstd)
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_observations_of_any_batch_size_are_taken_in_a_tensordict(squash):
+    space = spaces.Dict(seen=spaces.Box(-1, 1, (3,)), number=spaces.Discrete(4))
+    model = PPOModel(space, spaces.Box(-1, 1, (2,)), squash=squash, std="state_dependent")
+    rows = TensorDict({"seen": torch.randn(10, 3), "number": torch.arange(10) % 4}, batch_size=[10])
+    steps = model(rows.reshape(5, 2).clone())
+    assert steps["action"].shape == steps["mean_action"].shape == (5, 2, 2)
+    assert steps["neglogp"].shape == steps["value"].shape == (5, 2)
+    flat = model(rows.clone())
+    torch.testing.assert_close(steps["mean_action"].flatten(0, 1), flat["mean_action"])
+    torch.testing.assert_close(steps["value"].flatten(), flat["value"])
+    torch.testing.assert_close(model.log_prob(steps, steps["action"]), -steps["neglogp"])
+
+
+def test_squashed_actions_that_reach_no_bound_are_refused_by_an_agent():
+    space = spaces.Box(-2, 2, (1,))
+    with pytest.raises(ConfigurationError, match=r"squash=true .*rescale_actions=true"):
+        check_reach(PPOModel(spaces.Box(-1, 1, (3,)), space, squash=True), space)
+    check_reach(PPOModel(spaces.Box(-1, 1, (3,)), space, squash=True, rescale_actions=True), space)
+    check_reach(PPOModel(spaces.Box(-1, 1, (3,)), space), space)
+
+
+def test_a_key_that_the_critic_lacks_is_named_by_its_own_flag():
+    space = spaces.Dict(seen=spaces.Box(-1, 1, (3,)))
+    wrong = functools.partial(MLPEncoder, in_keys=["sen"])
+    with pytest.raises(ConfigurationError, match=r"network\.critic_encoder\.in_keys.*Did you mean seen"):
+        PPOModel(space, spaces.Box(-1, 1, (2,)), critic_encoder=wrong)
+    with pytest.raises(ConfigurationError, match=r"network\.encoder\.in_keys"):
+        PPOModel(space, spaces.Box(-1, 1, (2,)), encoder=wrong)

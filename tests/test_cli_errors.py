@@ -94,7 +94,7 @@ def refused(*flags, name="fit"):
             ["--evaluation.every_n_iterations=1", "--evaluation.every_n_env_steps=2", "leave one out"],
         ),
         # names
-        (["--model.network=ActorCritc"], ["--model.network=ActorCritc", "Did you mean ActorCritic?"]),
+        (["--model.network=ActorCritc"], ["--model.network=ActorCritc", "Did you mean ActorCritic"]),
         (["--model.network.encoder=MLPEncodr"], ["--model.network.encoder=MLPEncodr", "Did you mean MLPEncoder"]),
         (["--data.env.class_path=ProcgnEnv"], ["ProcgnEnv", "Did you mean ProcgenEnv"]),
         (["--model.optimizer=torch.optim.Adm"], ["--model.optimizer=torch.optim.Adm", "Did you mean Adam"]),

@@ -239,8 +239,8 @@ def test_the_numbers_of_a_rollout_by_hand():
         def on_train_epoch_start(self, trainer, pl_module):
             prepare = type(pl_module).prepare
 
-            def spying(rollout):
-                batch = prepare(pl_module, rollout)
+            def spying(rollout, *rest):
+                batch = prepare(pl_module, rollout, *rest)
                 with torch.no_grad():
                     output = pl_module.network(rollout.obs.flatten(0, 1))
                 probabilities = torch.softmax(output.logits, 1).gather(1, rollout.actions.reshape(-1, 1))

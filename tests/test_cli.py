@@ -146,6 +146,20 @@ def test_print_config_prints_and_trains_nothing():
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize("is_one", [True, False])
+@pytest.mark.parametrize("init_args", ["", "init_args."])
+def test_a_part_within_a_part_is_left_out_by_null(init_args, is_one):
+    pendulum, encoder = REPOSITORY / "configs/pendulum.yaml", f"--model.network.{init_args}encoder.{init_args}"
+    flags = [f"{encoder}normalizer", f"--model.network.{init_args}critic_encoder"]
+    nulls = [arg for flag in flags for arg in ([f"{flag}=null"] if is_one else [flag, "null"])]
+    model = yaml.safe_load(run("fit", "--config", pendulum, *nulls, "--print_config").out)["model"]["init_args"]
+    network = model["network"]["init_args"]
+    assert network["encoder"]["init_args"]["normalizer"] is None
+    assert network["encoder"]["init_args"]["hidden_sizes"] == [64, 64]
+    assert network["critic_encoder"] is None
+    assert network["rescale_actions"] is True
+
+
 @pytest.mark.parametrize("args", [["--help"], ["fit", "--help"], ["validate", "--help"], ["test", "--help"]])
 def test_help_names_the_program(args):
     assert run(*args).out.startswith("usage: ppo-lightning")

@@ -52,6 +52,7 @@ def refused(*flags, name="fit"):
         # networks
         (["--model.network.encoder=NatureCNN"], ["NatureCNN", "(4,)", "--model.network.encoder", "MLPEncoder"]),
         (["--model.network=ImpalaPPOModel"], ["ImpalaCNN", "(4,)", "MLPEncoder"]),
+        (["--model.network.encoder=Encoder"], ["--model.network: ActorCritic does not fit", "Encoder"]),
         (["--model.network=torch.nn.Linear"], ["--model.network", "Linear", "does not fit", "Box(-inf, inf, (4,)"]),
         (["--model.network.encoder.hidden_sizes=[0]"], ["hidden_sizes=[0]", "at least 1"]),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,13 +40,20 @@ def build_network(network: Any, observation_space: spaces.Space[Any], action_spa
     except ConfigurationError:
         raise
     except Exception as error:
-        name, reason = getattr(network, "__name__", str(network)), " ".join(str(error).split())
+        name, reason = _name(network), " ".join(str(error).split())
         raise ConfigurationError(
             f"--model.network: {name} does not fit the observation space {observation_space} and the action space "
             f"{action_space} ({type(error).__name__}: {reason}); choose another, or mend it."
         ) from error
     _check_fit(module, observation_space, action_space)
     return module  # type: ignore[no-any-return]
+
+
+def _name(builder: Any) -> str:
+    """Of the class that a builder makes; the command line's are partials with it among their arguments."""
+    parts = [builder.func, *builder.args] if isinstance(builder, functools.partial) else [builder]
+    named = next((part for part in parts if isinstance(part, type)), parts[0])
+    return str(getattr(named, "__name__", named))
 
 
 def _check_fit(network: nn.Module, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:

@@ -48,6 +48,24 @@ def name_env_class(args: Sequence[str]) -> list[str]:
     return named
 
 
+def write_nulls_out(args: Sequence[str]) -> list[str]:
+    """``--model.network.encoder.normalizer=null`` as a mapping: as a flag the parser would hand a class within a class
+    the word ``None``.
+    """
+    written = list(args)
+    for index, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        is_apart = not equals and args[index + 1 : index + 2] == ["null"]
+        match = re.fullmatch(r"(--model\.\w+)\.([\w.]+)", flag)
+        if match is None or not (value == "null" or is_apart):
+            continue
+        mapping: Any = None
+        for key in reversed([key for key in match[2].split(".") if key != "init_args"]):
+            mapping = {"init_args": {key: mapping}}
+        written[index : index + 1 + is_apart] = [f"{match[1]}={json.dumps(mapping)}", *[""] * is_apart]
+    return [arg for arg in written if arg]
+
+
 def _split(args: Sequence[str]) -> Iterator[Sequence[str]]:
     for arg in args:
         yield arg.split("=", 1) if arg.startswith("--data.env=") else [arg]

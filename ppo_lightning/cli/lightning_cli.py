@@ -30,6 +30,7 @@ from ppo_lightning.cli.arguments import (
     root_of_run,
     run_folder,
     values,
+    write_nulls_out,
 )
 from ppo_lightning.cli.flags import LINKED_SPACES, PARSER_TEXTS, add_flags
 from ppo_lightning.cli.reporting_cli import ReportingCLI
@@ -124,7 +125,7 @@ class PPOLightningCLI(ReportingCLI):
                 ]
             elif not values(given, "--init_from"):
                 read_checkpoint(checkpoint, "--ckpt_path")  # its own mistakes before those of missing settings
-        self.config = parser.parse_args(name_env_class(given))
+        self.config = parser.parse_args(write_nulls_out(name_env_class(given)))
 
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")

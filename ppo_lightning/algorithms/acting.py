@@ -93,7 +93,11 @@ class ActingModule(LightningModule):
         distribution = output.distribution
         actions = distribution.sample(noise)
         log_probs, values = distribution.log_prob(actions), at_least_float32(output.value)
-        return ActOutput(actions, log_probs, values, to_env(self._net, actions), state)
+        return ActOutput(actions, log_probs, values, to_env(self._net, actions), state, self.extra_of(output))
+
+    def extra_of(self, output: ModelOutput) -> dict[str, Tensor] | None:
+        """What else of the network's output the rollout is to hold, ``(N, …)`` each; None for nothing."""
+        return None
 
     def value_of(self, obs: Observation, state: State | None) -> Tensor:
         """The critic's values ``(N,)``."""

@@ -27,7 +27,7 @@ from ppo_lightning.algorithms.ranks import (
     parameter_hash,
 )
 from ppo_lightning.algorithms.update import UpdateStatistics, complete_epoch
-from ppo_lightning.core.agent import Batch, RolloutSource
+from ppo_lightning.core.agent import Batch, Phase, RolloutSource
 from ppo_lightning.core.checkpoint import (
     FORMAT_KEY,
     FORMAT_VERSION,
@@ -40,7 +40,10 @@ from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.instantiate import describe
 from ppo_lightning.core.metrics import log_metrics
 from ppo_lightning.core.ranks import gather_over_ranks
+from ppo_lightning.core.rollout import Observation
 from ppo_lightning.functional.advantages import normalize_advantages
+
+_UPDATE_EPOCHS = 3  # unless the user asks for another number
 
 
 class OnPolicyModule(OptimizedModule):
@@ -57,11 +60,14 @@ class OnPolicyModule(OptimizedModule):
         ConfigurationError: a number outside its range, or options that contradict each other.
     """
 
+    PARTS: tuple[str, ...] = ("optimization",)
+    """Arguments of base classes that subclasses make of their own."""
+
     def __init__(self, network: NetworkBuilder, optimization: Optimization, log_param_hash: bool = False) -> None:
         super().__init__(network, optimization)
         parts = {"network": network, "optimizer": optimization.optimizer, "scheduler": optimization.scheduler}
         modules = [name for name, part in parts.items() if isinstance(part, nn.Module)]
-        self.save_hyperparameters(logger=False, ignore=["optimization", *modules])  # of the subclass
+        self.save_hyperparameters(logger=False, ignore=[*self.PARTS, *modules])  # of the subclass
         if "_instantiator" not in self.hparams:  # not from the command line, which stores plain configurations
             self.hparams.update({name: describe(part) for name, part in parts.items()})
         self.log_param_hash = log_param_hash
@@ -70,6 +76,7 @@ class OnPolicyModule(OptimizedModule):
         """What the last iteration logged."""
         self._statistics = UpdateStatistics()
         self._spread: SpreadMinibatches | None = None
+        self._phases: Sequence[str] = []
         self._update_stopped = False
         self._clock = TrainingClock()
         self._steps_at_start = 0
@@ -94,7 +101,8 @@ class OnPolicyModule(OptimizedModule):
     @property
     def scheduled_flags(self) -> list[str]:
         """The flags that are set and depend on the run's length."""
-        return ["--model.anneal_lr=true"] if self.optimization.anneal_lr else []
+        decay, flag = self.optimization.decay, self.optimization.decay_flag
+        return [] if decay is None or flag is None or decay.steps is not None else [flag]
 
     @property
     def has_unused_parameters(self) -> bool:
@@ -105,7 +113,9 @@ class OnPolicyModule(OptimizedModule):
     def _source(self) -> RolloutSource:
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None or not hasattr(datamodule, "rollout_metrics"):
-            raise ConfigurationError("PPO learns from rollouts: pass datamodule=RolloutDataModule(…) to the Trainer.")
+            raise ConfigurationError(
+                f"{type(self).__name__} learns from rollouts: pass datamodule=RolloutDataModule(…) to the Trainer."
+            )
         return cast(RolloutSource, datamodule)
 
     @property
@@ -120,12 +130,34 @@ class OnPolicyModule(OptimizedModule):
         """True once ``target_kl`` is exceeded, at the next border of accumulated minibatches."""
         return self._update_stopped and self._statistics.count % self.trainer.accumulate_grad_batches == 0
 
+    @property
+    def keeps_next_obs(self) -> bool:
+        """Whether rollouts are to hold what followed each observation."""
+        return False
+
+    @property
+    def warm_up_steps(self) -> int:
+        """Random actions before the first rollout."""
+        return 0
+
+    def warm_up(self, obs: Observation) -> None:
+        """Look at what random actions led to."""
+
+    def phases(self, update_epochs: int | None) -> Sequence[Phase]:
+        """What an update consists of: by default ``update_epochs`` passes, or 3."""
+        return [Phase("update", _UPDATE_EPOCHS if update_epochs is None else update_epochs)]
+
+    def phase_of(self, batch_idx: int) -> str:
+        """The name of the phase that a minibatch of the running update belongs to."""
+        return self._phases[batch_idx]
+
     def stop_update(self) -> None:
         """Leave out the rest of this iteration's minibatches, from the next border of accumulated ones on."""
         self._update_stopped = True
 
-    def start_update(self, batch: Batch, minibatches: Sequence[Tensor]) -> None:
+    def start_update(self, batch: Batch, minibatches: Sequence[Tensor], phases: Sequence[str]) -> None:
         """Ask the other ranks what they have of each minibatch."""
+        self._phases = phases
         if self.trainer.world_size > 1:
             self._spread = look_at_ranks(self.trainer, batch, minibatches)
         else:
@@ -170,7 +202,7 @@ class OnPolicyModule(OptimizedModule):
         self._update_stopped = False
         self._statistics.clear()
         remaining = 1.0 if source.total_timesteps is None else 1 - source.env_steps / source.total_timesteps
-        self.optimization.start_iteration(self.trainer, remaining)
+        self.optimization.start_iteration(self.trainer, source.env_steps, remaining)
         self.start_schedules(remaining)
 
     def start_schedules(self, remaining: float) -> None:

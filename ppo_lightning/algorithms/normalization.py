@@ -24,7 +24,6 @@ Gather = Callable[[Tensor], Tensor]
 Scope = Literal["minibatch", "rollout", "ema"]
 
 _STD_FLOOR = 0.02  # of advantages by EMA
-_TRACE = "discounted_return"
 
 
 class ObservationStatistics:
@@ -86,24 +85,36 @@ class RewardNormalizer(RunningMoments):
 
     Args:
         gamma: discount a step.
-        clip: the largest magnitude of what comes out.
+        clip: the largest magnitude of what comes out; None for none.
         ema: what the statistics so far count beside those of a new rollout; None weighs all steps the same.
+        trace: the name that the running sums are kept by.
     """
 
-    def __init__(self, gamma: float, clip: float, ema: float | None) -> None:
+    def __init__(self, gamma: float, clip: float | None, ema: float | None, trace: str = "discounted_return") -> None:
         super().__init__((), ema, "--model.norm_ema")
         self.gamma = gamma
         self.clip = clip
+        self.trace = trace
 
-    def normalize(self, rollout: Rollout, traces: dict[str, Tensor], gather: Gather) -> Tensor:
-        """The rollout's rewards ``(T, N)``; ``traces`` carries the running sums of its environments, ``(N,)``."""
-        trace = traces.get(_TRACE, torch.zeros_like(rollout.rewards[0]))
-        sums, traces[_TRACE] = discounted_sums(
-            rollout.rewards, rollout.terminated | rollout.truncated, rollout.valid, trace, self.gamma
-        )
-        self.update(pool_moments(gather(moments_of(sums[rollout.valid]))).to(sums.device))
-        scale = (self.var + 1e-8).rsqrt().to(rollout.rewards.dtype)
-        return (rollout.rewards * scale).clamp(-self.clip, self.clip)
+    def normalize(
+        self, rewards: Tensor, ends: Tensor, valid: Tensor, traces: dict[str, Tensor], gather: Gather
+    ) -> Tensor:
+        """A rollout's rewards ``(T, N)``; ``traces`` carries the running sums of its environments, ``(N,)``."""
+        trace = traces.get(self.trace, torch.zeros_like(rewards[0]))
+        sums, traces[self.trace] = discounted_sums(rewards, ends, valid, trace, self.gamma)
+        self.update(pool_moments(gather(moments_of(sums[valid]))).to(sums.device))
+        normal = rewards * (self.var + 1e-8).rsqrt().to(rewards.dtype)
+        return normal if self.clip is None else normal.clamp(-self.clip, self.clip)
+
+
+def reward_normalizer(is_asked_for: bool, gamma: float, clip: float, ema: float | None) -> RewardNormalizer | None:
+    """What ``--model.normalize_rewards`` asks for; None where rewards stay as they are.
+
+    Raises:
+        ConfigurationError: a number outside its range.
+    """
+    check_range("--model.reward_clip", clip, 0, exclude_low=True)
+    return RewardNormalizer(gamma, clip, ema) if is_asked_for else None
 
 
 class ReturnNormalizer(RunningMoments):

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppo_lightning.algorithms.guards import GradientGuard
+from ppo_lightning.algorithms.schedules import learning_rate_decay
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.instantiate import build_from_config
 
@@ -36,6 +37,9 @@ class Optimization:
         scheduler: the same of the scheduler, stepped once an iteration; None for none.
         learning_rate: of the optimiser; of the actor where ``critic_learning_rate`` is given.
         anneal_lr: lower the learning rates linearly to 0 over the run.
+        final_learning_rate: lower ``learning_rate`` to this.
+        lr_decay_steps: environment steps that either takes; None for the whole run.
+        lr_decay_power: of the polynomial that either follows.
         critic_learning_rate: of the critic's own parameters, which then are a second parameter group.
         critic_gradient_clip_val: clips the gradients of the critic's own parameters by themselves.
         adaptive_lr: adapts the learning rates.
@@ -51,6 +55,9 @@ class Optimization:
         scheduler: SchedulerBuilder | Mapping[str, Any] | None,
         learning_rate: float,
         anneal_lr: bool = False,
+        final_learning_rate: float | None = None,
+        lr_decay_steps: int | None = None,
+        lr_decay_power: float = 1.0,
         critic_learning_rate: float | None = None,
         critic_gradient_clip_val: float | None = None,
         adaptive_lr: AdaptiveLearningRate | None = None,
@@ -64,8 +71,12 @@ class Optimization:
         for flag, value in numbers.items():
             if value is not None:
                 check_range(flag, value, 0, exclude_low=True)
+        self.decay = learning_rate_decay(learning_rate, final_learning_rate, lr_decay_steps, lr_decay_power, anneal_lr)
+        name = "anneal_lr=true" if anneal_lr else f"final_learning_rate={final_learning_rate}"
+        self.decay_flag = None if self.decay is None else f"--model.{name}"
+        """What asks for the learning rate to be lowered."""
         setters = {
-            "--model.anneal_lr=true": anneal_lr,
+            f"--model.{name}": self.decay is not None,
             "--model.scheduler": scheduler is not None,
             "--model.adaptive_lr_kl": adaptive_lr is not None,
         }
@@ -76,7 +87,6 @@ class Optimization:
             adaptive_lr.check(learning_rate, critic_learning_rate)
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.anneal_lr = anneal_lr
         self.critic_gradient_clip_val = critic_gradient_clip_val
         self.adaptive_lr = adaptive_lr
         self.guard = guard
@@ -174,13 +184,17 @@ class Optimization:
                 for _ in range(steps):
                     config.scheduler.step()  # type: ignore[call-arg]
 
-    def start_iteration(self, trainer: Trainer, remaining: float) -> None:
-        """Set the learning rates, unless a scheduler or the KL divergence does; ``remaining`` goes from 1 down to 0."""
+    def start_iteration(self, trainer: Trainer, env_steps: int, remaining: float) -> None:
+        """Set the learning rates, unless a scheduler or the KL divergence does.
+
+        ``env_steps`` are those so far; ``remaining`` of the run goes from 1 down to 0.
+        """
         if self.guard is not None:
             self.guard.dropped = 0
         if self._scheduler_builder is None and self.adaptive_lr is None:
+            factor = 1.0 if self.decay is None else self.decay.factor(env_steps, remaining)
             for group, rate in zip(trainer.optimizers[0].param_groups, self._learning_rates):
-                group["lr"] = rate * remaining if self.anneal_lr else rate
+                group["lr"] = rate * factor
 
 
 class AdaptiveLearningRate:

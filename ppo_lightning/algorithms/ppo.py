@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, Literal, Optional, Union, cast
 
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ppo_lightning.algorithms.base import OnPolicyModule
-from ppo_lightning.algorithms.batches import batch_of, rows_of_sequences
+from ppo_lightning.algorithms.batches import batch_of
+from ppo_lightning.algorithms.clipped import ClippedModule
 from ppo_lightning.algorithms.guards import ActorPause, GradientGuard
 from ppo_lightning.algorithms.normalization import (
-    ObservationStatistics,
     ReturnNormalizer,
-    RewardNormalizer,
     advantage_normalizer,
     check_returns_flags,
+    reward_normalizer,
     value_layer,
 )
+from ppo_lightning.algorithms.objective import ClippedObjective
 from ppo_lightning.algorithms.optimization import (
     AdaptiveLearningRate,
     Optimization,
@@ -28,27 +27,18 @@ from ppo_lightning.algorithms.optimization import (
     SchedulerBuilder,
 )
 from ppo_lightning.algorithms.regularization import BoundsLoss, Penalty, SmoothnessLoss, check_l2c2_flags
-from ppo_lightning.algorithms.schedules import LinearSchedule
-from ppo_lightning.core.agent import ActOutput, Batch
+from ppo_lightning.algorithms.targets import ValueTargets
+from ppo_lightning.core.agent import ActOutput, Batch, RolloutEnd
 from ppo_lightning.core.checkpoint import NetworkBuilder
-from ppo_lightning.core.errors import ConfigurationError, check_range
-from ppo_lightning.core.ranks import mean_over_ranks
-from ppo_lightning.core.rollout import Observation, PPOBatch, Rollout, State
-from ppo_lightning.functional import (
-    approx_kl_divergence,
-    clip_fraction,
-    generalized_advantage_estimation,
-    ppo_clipped_policy_loss,
-    value_loss,
-)
+from ppo_lightning.core.errors import check_range
+from ppo_lightning.core.rollout import Observation, Rollout, State
+from ppo_lightning.functional import value_loss
 from ppo_lightning.functional.distributions import DiagonalGaussian, at_least_float32
 from ppo_lightning.models.actor_critic import ActorCritic
 from ppo_lightning.models.gaussian import check_reach
-from ppo_lightning.models.memory import unroll
-from ppo_lightning.models.outputs import ModelOutput, run_network
 
 
-class PPO(OnPolicyModule):
+class PPO(ClippedModule):
     """The clipped objective over rollouts of a ``RolloutDataModule``.
 
     Gradient clipping is the Trainer's: ``--trainer.gradient_clip_val`` (0.5 on the command line).
@@ -61,8 +51,13 @@ class PPO(OnPolicyModule):
         scheduler: builds a learning-rate scheduler, stepped once an iteration.
         learning_rate: of the optimiser; of the actor's half where ``critic_learning_rate`` is given.
         anneal_lr: lower the learning rate linearly to 0 over ``--data.total_timesteps``.
+        final_learning_rate: lower it to this instead.
+        lr_decay_steps: environment steps, of all ranks, that either takes; ``--data.total_timesteps`` by default.
+        lr_decay_power: of the polynomial that either follows; 1 is linear.
         gamma: discount a step.
         gae_lambda: decay of the GAE trace.
+        returns: value targets by GAE (``gae``), as λ-returns (``lambda``, the same numbers by another recursion), or
+            of all rewards to the rollout's end and the value there (``nstep``, where ``gae_lambda`` is nothing).
         clip_coef: how far the probability ratio may move from 1.
         norm_adv: normalise advantages: in each ``minibatch`` (true), over each ``rollout``, by moving averages of the
             rollouts' mean and standard deviation (``ema``), all of all ranks; or not at all (false).
@@ -114,8 +109,12 @@ class PPO(OnPolicyModule):
         scheduler: Optional[SchedulerBuilder] = None,
         learning_rate: float = 5e-4,
         anneal_lr: bool = False,
+        final_learning_rate: Optional[float] = None,
+        lr_decay_steps: Optional[int] = None,
+        lr_decay_power: float = 1.0,
         gamma: float = 0.999,
         gae_lambda: float = 0.95,
+        returns: Literal["gae", "lambda", "nstep"] = "gae",
         clip_coef: float = 0.2,
         norm_adv: Union[bool, Literal["minibatch", "rollout", "ema"]] = True,
         clip_vloss: bool = True,
@@ -145,59 +144,51 @@ class PPO(OnPolicyModule):
         norm_ema: Optional[float] = None,
         reward_clip: float = 10.0,
     ) -> None:
+        check_range("--model.vf_coef", vf_coef, 0)
+        check_range("--model.critic_pretrain_steps", critic_pretrain_steps, 0)
+        check_range("--model.bounds_coef", bounds_coef, 0)
+        check_l2c2_flags(l2c2_pairs, l2c2_coef)
+        check_returns_flags(normalize_rewards, normalize_returns, norm_ema)
         adaptive_lr = None
         if adaptive_lr_kl is not None:
             adaptive_lr = AdaptiveLearningRate(adaptive_lr_kl, min_learning_rate, max_learning_rate)
-        guard = None if gradient_guard is None else GradientGuard(gradient_guard, max_dropped_steps)
         optimization = Optimization(
             optimizer,
             scheduler,
             learning_rate,
             anneal_lr,
-            critic_learning_rate,
-            critic_gradient_clip_val,
-            adaptive_lr,
-            guard,
+            final_learning_rate,
+            lr_decay_steps,
+            lr_decay_power,
+            critic_learning_rate=critic_learning_rate,
+            critic_gradient_clip_val=critic_gradient_clip_val,
+            adaptive_lr=adaptive_lr,
+            guard=None if gradient_guard is None else GradientGuard(gradient_guard, max_dropped_steps),
         )
-        super().__init__(network, optimization, log_param_hash)
-        check_range("--model.gamma", gamma, 0, 1)
-        check_range("--model.gae_lambda", gae_lambda, 0, 1)
-        check_range("--model.vf_coef", vf_coef, 0)
-        check_range("--model.critic_pretrain_steps", critic_pretrain_steps, 0)
-        check_range("--model.bounds_coef", bounds_coef, 0)
-        check_range("--model.reward_clip", reward_clip, 0, exclude_low=True)
-        check_l2c2_flags(l2c2_pairs, l2c2_coef)
-        check_returns_flags(normalize_rewards, normalize_returns, norm_ema)
-        if target_kl is not None:
-            check_range("--model.target_kl", target_kl, 0, exclude_low=True)
-        self.gamma = gamma
-        self.gae_lambda = gae_lambda
-        self.clip_coef = LinearSchedule("clip_coef", clip_coef, final_clip_coef, exclude_zero=True)
-        self.ent_coef = LinearSchedule("ent_coef", ent_coef, final_ent_coef)
+        super().__init__(
+            network,
+            optimization,
+            ClippedObjective(clip_coef, ent_coef, final_clip_coef, final_ent_coef, target_kl),
+            ValueTargets(returns, gamma, gae_lambda),
+            advantage_normalizer(norm_adv, adv_ema_weight, adv_clip),
+            reward_normalizer(normalize_rewards, gamma, reward_clip, norm_ema),
+            log_action_id,
+            log_param_hash,
+        )
         self.clip_vloss = clip_vloss
         self.vf_coef = vf_coef
-        self.target_kl = target_kl
         self.critic_pretrain_steps = critic_pretrain_steps
-        self.log_action_id = log_action_id
         self.bounds_coef = bounds_coef
         self.l2c2_pairs = l2c2_pairs
         self.l2c2_coef = l2c2_coef
         self.actor_pause = None if max_clip_fraction is None else ActorPause(max_clip_fraction)
-        self.advantage_normalizer = advantage_normalizer(norm_adv, adv_ema_weight, adv_clip)
-        self.reward_normalizer = RewardNormalizer(gamma, reward_clip, norm_ema) if normalize_rewards else None
         self.return_normalizer = ReturnNormalizer(norm_ema) if normalize_returns else None
-        self._observation_statistics = ObservationStatistics()
         self._penalties: dict[str, tuple[float, Penalty]] = {}
         self.build_if_known(observation_space, action_space)
 
     def build_network(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         """Build the network for these spaces and remember them in the checkpoint."""
-        if self.log_action_id is not None:
-            if not isinstance(action_space, spaces.Discrete):
-                raise ConfigurationError("--model.log_action_id needs a Discrete action space: leave it out.")
-            check_range("--model.log_action_id", self.log_action_id, 0, int(action_space.n) - 1)
         super().build_network(observation_space, action_space)
-        self._observation_statistics.check(self._net, observation_space)
         if self.bounds_coef:
             self._penalties["bounds"] = self.bounds_coef, BoundsLoss(self._net, action_space)
         if self.l2c2_pairs is not None:
@@ -228,124 +219,44 @@ class PPO(OnPolicyModule):
         outputs = super().value_of(obs, state)
         return outputs if self.return_normalizer is None else self.return_normalizer.values_of(outputs)
 
-    def prepare(self, rollout: Rollout, traces: dict[str, Tensor]) -> Batch:
-        """Advantages and returns by GAE; transitions in one row, or whole environments for a network with memory."""
-        gather, valid, values = self.gather, rollout.valid, rollout.values
-        self._observation_statistics.look(self._net, rollout)
-        rewards = rollout.rewards
-        if self.reward_normalizer is not None:
-            rewards = self.reward_normalizer.normalize(rollout, traces, gather)
-        advantages, returns = generalized_advantage_estimation(
-            rewards, values, rollout.next_values, rollout.terminated, rollout.truncated, self.gamma, self.gae_lambda
-        )
-        self._add_rollout_statistics(rollout, advantages, returns)
-        if self.advantage_normalizer is not None:
-            advantages = self.advantage_normalizer.normalize(advantages, valid, gather)
+    def prepare(self, rollout: Rollout, end: RolloutEnd) -> Batch:
+        """Advantages and returns; transitions in one row, or whole environments for a network with memory."""
+        advantages, returns = self.look_at(rollout, end)
+        advantages, values = self.normalized(advantages, rollout.valid), rollout.values
         if self.return_normalizer is not None:
-            self.return_normalizer.learn(returns[valid], value_layer(self._net), gather)
+            self.return_normalizer.learn(returns[rollout.valid], value_layer(self._net), self.gather)
             values, returns = map(self.return_normalizer.outputs_for, (values, returns))
         return batch_of(rollout, advantages=advantages, returns=returns, values=values)
 
-    def _add_rollout_statistics(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> None:
-        valid, statistics = rollout.valid, self._statistics
-        values = rollout.values[valid]
-        statistics.add_explained_variance("train/explained_variance", values, returns[valid])
-        statistics.add_spread("train/advantage", advantages[valid])
-        statistics.add_spread("train/value", values)
-        statistics.add_mean("rollout/action_prob_mean", rollout.log_probs[valid].exp())
-        if self.log_action_id is not None:
-            taken = (rollout.actions[valid] == self.log_action_id).to(values.dtype)
-            statistics.add_mean(f"rollout/action_{self.log_action_id}_fraction", taken)
-
-    def finish_statistics(self, gather: Callable[[Tensor], Tensor]) -> None:
-        """Let the encoders take in the observations of the rollout that was learned from."""
-        self._observation_statistics.update(self._net, gather)
-
     # -- an update
-
-    def start_schedules(self, remaining: float) -> None:
-        """The clip range and the weight of the entropy; the actor learns again."""
-        for schedule in (self.clip_coef, self.ent_coef):
-            schedule.start_iteration(remaining)
-        if self.actor_pause is not None:
-            self.actor_pause.start_iteration()
-
-    @property
-    def scheduled_flags(self) -> list[str]:
-        """The flags that are set and depend on the run's length."""
-        flags = [schedule.flag for schedule in (self.clip_coef, self.ent_coef)]
-        return [*super().scheduled_flags, *(flag for flag in flags if flag is not None)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one minibatch."""
-        output, rows = self._evaluate(batch)
-        distribution, clip_coef = output.distribution, self.clip_coef.now
-        log_probs = distribution.log_prob(rows.actions)
-        advantages = rows.advantages
-        if self.advantage_normalizer is not None and self.advantage_normalizer.scope == "minibatch":
-            advantages = self._normalize(advantages, batch_idx)
-        policy_loss, ratio = ppo_clipped_policy_loss(log_probs, rows.log_probs, advantages, clip_coef)
-        critic_clip = clip_coef if self.clip_vloss else None
+        output, rows = self.evaluate(batch)
+        actor_loss, ratio, parts = self.policy_loss(output.distribution, rows, batch_idx)
+        critic_clip = self.objective.clip_coef.now if self.clip_vloss else None
         critic_loss = value_loss(at_least_float32(output.value), rows.returns, rows.values, critic_clip)
-        with torch.set_grad_enabled(self.ent_coef.now > 0 and torch.is_grad_enabled()):
-            entropy = distribution.entropy().mean()
-        actor_loss = policy_loss - self.ent_coef.now * entropy
-        parts = {"policy_loss": policy_loss, "value_loss": critic_loss, "entropy": entropy}
+        parts["value_loss"] = critic_loss
         for name, (coef, penalty) in self._penalties.items():
-            mean = cast(DiagonalGaussian, distribution).mean
-            parts[f"{name}_loss"] = penalty(rows.obs, mean, functools.partial(self._average, batch_idx))
+            mean = cast(DiagonalGaussian, output.distribution).mean
+            parts[f"{name}_loss"] = penalty(rows.obs, mean, functools.partial(self.average, batch_idx))
             actor_loss = actor_loss + coef * parts[f"{name}_loss"]
 
-        with torch.no_grad():
-            parts["approx_kl"] = approx_kl_divergence(log_probs, rows.log_probs)
-            parts["clip_fraction"] = clip_fraction(ratio, clip_coef)
-        is_paused = self._react(parts["approx_kl"], parts["clip_fraction"], batch_idx)
+        is_paused = self.react(parts, batch_idx, is_learning=not self._pretrains_critic)
         if self._pretrains_critic:
             loss = critic_loss
         else:
             loss = self.vf_coef * critic_loss if is_paused else actor_loss + self.vf_coef * critic_loss
         if self.actor_pause is not None:
             parts["actor_paused"] = torch.full_like(critic_loss, float(is_paused))
-        weight = self._weight(batch_idx)
-        metrics = {f"train/{name}": value for name, value in {"loss": loss, **parts}.items()}
-        self._statistics.add_minibatch(ratio, metrics, weight)
-        return loss if weight == 1 else loss * weight
-
-    def _react(self, kl: Tensor, clipped: Tensor, batch_idx: int) -> bool:
-        """Stop, adapt or pause by what all ranks see of a minibatch; whether the actor waits in it."""
-        adaptive_lr, pause = self.optimization.adaptive_lr, self.actor_pause
-        if self.target_kl is None and adaptive_lr is None and pause is None:
-            return False
-        kl_of_all, clipped_of_all = self._average(batch_idx, torch.stack([kl, clipped])).tolist()
-        is_first_of_step = batch_idx % self.trainer.accumulate_grad_batches == 0
-        # else the divergence tells nothing of the learning rate
-        actor_learned = not (self._pretrains_critic or (pause is not None and pause.is_on) or batch_idx == 0)
-        if self.target_kl is not None and kl_of_all > self.target_kl:
-            self.stop_update()
-        if adaptive_lr is not None and is_first_of_step and actor_learned:
-            adaptive_lr.adapt(self.trainer.optimizers[0], kl_of_all)
-        return pause is not None and pause.look(clipped_of_all > pause.max_clip_fraction, is_first_of_step)
-
-    def _average(self, batch_idx: int, means: Tensor) -> Tensor:
-        """Means over a minibatch of this rank to those of all ranks together."""
-        return mean_over_ranks(self.trainer, means.detach() * self._weight(batch_idx))
-
-    def _evaluate(self, batch: Batch) -> tuple[ModelOutput, PPOBatch]:
-        """The network on a minibatch, and the minibatch as independent transitions."""
-        if isinstance(batch, PPOBatch):
-            return run_network(self._net, batch.obs)[0], batch
-        output = unroll(self._net, batch.obs, batch.initial_state, batch.episode_starts)
-        return rows_of_sequences(output, batch)
+        return self.finish_minibatch(loss, parts, batch_idx, ratio)
 
     @property
     def metric_names(self) -> list[str]:
         """What is logged every iteration."""
-        update = ["loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "first_ratio_error"]
-        update += [f"{name}_loss" for name in self._penalties]
-        update += [] if self.actor_pause is None else ["actor_paused"]
-        batch = ["explained_variance", "advantage_mean", "advantage_std", "value_mean", "value_std"]
-        names = [*super().metric_names, *(f"train/{name}" for name in [*update, *batch]), "rollout/action_prob_mean"]
-        return names if self.log_action_id is None else [*names, f"rollout/action_{self.log_action_id}_fraction"]
+        own = ["value_loss", *(f"{name}_loss" for name in self._penalties)]
+        own += [] if self.actor_pause is None else ["actor_paused"]
+        return [*super().metric_names, *(f"train/{name}" for name in own)]
 
     @property
     def has_unused_parameters(self) -> bool:

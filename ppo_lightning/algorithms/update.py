@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,13 +20,12 @@ class UpdateStatistics:
     """Gathers one iteration's numbers as tensors; nothing is read back or sent to other ranks before its end."""
 
     def __init__(self) -> None:
-        self._names: list[str] = []
         self.clear()
 
     def clear(self) -> None:
         """Begin a new iteration."""
-        self._minibatches: list[Tensor] = []
-        self._first_ratio_error = torch.zeros(1)
+        self._minibatches: list[tuple[tuple[str, ...], Tensor]] = []
+        self._first_ratio_error: Tensor | None = None
         self._moments: list[Tensor] = []
         self._reports: list[Callable[[_Moments], dict[str, float]]] = []
 
@@ -52,16 +51,16 @@ class UpdateStatistics:
         self._moments.append(torch.stack([moments_of(part) for part in parts]))
         self._reports.append(report)
 
-    def add_minibatch(self, ratio: Tensor, values: Mapping[str, Tensor], weight: float = 1.0) -> None:
-        """The numbers of one minibatch, means over its rows; of the first also how far its ratio is from 1.
+    def add_minibatch(self, ratio: Tensor | None, values: Mapping[str, Tensor], weight: float = 1.0) -> None:
+        """The numbers of one minibatch, means over its rows; minibatches of different phases have different ones.
 
-        ``weight`` is what they count beside the other ranks' numbers of this minibatch.
+        Of the first minibatch with a ``ratio`` of the policies it is told how far that is from 1. ``weight`` is what
+        the numbers count beside the other ranks' numbers of this minibatch.
         """
-        if not self._minibatches:
-            self._names = list(values)
+        if ratio is not None and self._first_ratio_error is None:
             self._first_ratio_error = (ratio.detach() - 1).abs().max().reshape(1)
         numbers = torch.stack([value.detach() for value in values.values()])
-        self._minibatches.append(numbers if weight == 1 else numbers * weight)
+        self._minibatches.append((tuple(values), numbers if weight == 1 else numbers * weight))
 
     def report(
         self,
@@ -78,27 +77,40 @@ class UpdateStatistics:
         Raises:
             TrainingError: on every rank, naming the first minibatch whose numbers are not finite on any of them.
         """
-        numbers = torch.stack(self._minibatches)
-        finite = numbers.isfinite()
-        first_bad = torch.where(finite.all(dim=0), self.count, (~finite).int().argmax(dim=0))
-        means = numbers.mean(dim=0)
-        if bears_nan:
-            means = torch.where(finite, numbers, torch.nan).nanmean(dim=0)
-            first_bad = torch.full_like(first_bad, self.count)
-        parts = [means, first_bad, self._first_ratio_error, *(part.flatten() for part in self._moments)]
-        own = torch.cat([part.to(numbers.device, exact_dtype(numbers.device)) for part in parts]).cpu().double()
+        names, means, first_bad = self._means(bears_nan)
+        ratio_error = self._first_ratio_error
+        parts = [means, first_bad, *(part.flatten() for part in self._moments)]
+        parts += [] if ratio_error is None else [ratio_error]
+        own = torch.cat([part.to(means.device, exact_dtype(means.device)) for part in parts]).cpu().double()
         table = gather(torch.cat([own, torch.tensor(list(clock.values()), dtype=torch.float64)]))
 
-        size = len(self._names)
-        sizes = [size, size, 1, len(own) - 2 * size - 1, len(clock)]
-        means, first_bad, ratio_error, moments, seconds = torch.split(table, sizes, dim=1)
-        self._check_finite(first_bad.amin(dim=0), env_steps)
+        sizes = [len(names), len(names), sum(part.numel() for part in self._moments)]
+        sizes += [len(own) - sum(sizes), len(clock)]
+        means, first_bad, moments, ratios, seconds = torch.split(table, sizes, dim=1)
+        self._check_finite(names, first_bad.amin(dim=0), env_steps)
         return {
-            **dict(zip(self._names, means.mean(dim=0).tolist())),
+            **dict(zip(names, means.mean(dim=0).tolist())),
             **self._reports_of(moments),
-            "train/first_ratio_error": float(ratio_error.max()),
+            **({} if ratio_error is None else {"train/first_ratio_error": float(ratios.max())}),
             **dict(zip(clock, seconds[0].tolist())),
         }
+
+    def _means(self, bears_nan: bool) -> tuple[list[str], Tensor, Tensor]:
+        """The names of all phases' numbers, their means, and the minibatch in which each was not finite first."""
+        names: list[str] = []
+        means, first_bad = [], []
+        for phase in dict.fromkeys(phase for phase, _ in self._minibatches):
+            own = [index for index, (of, _) in enumerate(self._minibatches) if of == phase]
+            numbers = torch.stack([self._minibatches[index][1] for index in own])
+            finite, number = numbers.isfinite(), torch.tensor([*own, self.count], device=numbers.device)
+            first = torch.where(finite.all(dim=0), len(own), (~finite).int().argmax(dim=0))
+            if bears_nan:
+                first = torch.full_like(first, len(own))
+                numbers = torch.where(finite, numbers, torch.nan)
+            names += phase
+            means.append(numbers.nanmean(dim=0) if bears_nan else numbers.mean(dim=0))
+            first_bad.append(number[first])
+        return names, torch.cat(means), torch.cat(first_bad)
 
     def _reports_of(self, moments: Tensor) -> dict[str, float]:
         rows = iter(pool_moments(moments.reshape(len(moments), moments.shape[1] // 3, 3)).tolist())
@@ -107,11 +119,11 @@ class UpdateStatistics:
             reported |= report([next(rows) for _ in part])
         return reported
 
-    def _check_finite(self, first_bad: Tensor, env_steps: int) -> None:
+    def _check_finite(self, all_names: Sequence[str], first_bad: Tensor, env_steps: int) -> None:
         minibatch = int(first_bad.min())
         if minibatch == self.count:
             return
-        names = [name for name, first in zip(self._names, first_bad.tolist()) if first == minibatch]
+        names = [name for name, first in zip(all_names, first_bad.tolist()) if first == minibatch]
         raise TrainingError(
             f"{', '.join(names)} became NaN or infinite in minibatch {minibatch} of the update at {env_steps} "
             "environment steps: training stopped and this update was not saved; lower --model.learning_rate or set "

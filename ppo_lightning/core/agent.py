@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, Union
@@ -20,7 +20,8 @@ Batch = Union[PPOBatch, PPOSequenceBatch]
 class ActOutput:
     """One step of ``N`` environments: ``actions (N, …)``, ``log_probs (N,)``, ``values (N,)``, the state after it.
 
-    ``env_actions (N, …)`` are what the environments are given: ``actions``, within their bounds.
+    ``env_actions (N, …)`` are what the environments are given: ``actions``, within their bounds. ``extra``, with a
+    tensor ``(N, …)`` a name, is what else the rollout is to hold of this step.
     """
 
     actions: Tensor
@@ -28,6 +29,33 @@ class ActOutput:
     values: Tensor
     env_actions: Tensor
     state: State | None = None
+    extra: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of an update: so many passes over the rollout, by which one thing is learned."""
+
+    name: str
+    epochs: int
+
+
+@dataclass
+class RolloutEnd:
+    """Where the environments stand after a rollout.
+
+    Attributes:
+        obs: the observation that the agent acts on next, ``(N, *shape)``.
+        state: its memory then.
+        traces: the agent's own, what it keeps of each environment from rollout to rollout, ``(N,)`` each; empty where
+            the environments start anew. Saved and restored with them.
+        make_generators: one an environment, for what the update draws at random for its transitions.
+    """
+
+    obs: Observation
+    state: State | None
+    traces: dict[str, Tensor]
+    make_generators: Callable[[], Sequence[torch.Generator]]
 
 
 class Agent(Protocol):
@@ -40,6 +68,20 @@ class Agent(Protocol):
     @property
     def update_stopped(self) -> bool:
         """True once the rest of this iteration's minibatches is to be left out (a KL stop)."""
+
+    @property
+    def keeps_next_obs(self) -> bool:
+        """Whether rollouts are to hold ``next_obs``."""
+
+    @property
+    def warm_up_steps(self) -> int:
+        """Random actions that this rank's environments play, all together, before the first rollout; 0 for none."""
+
+    def phases(self, update_epochs: int | None) -> Sequence[Phase]:
+        """What an update consists of, in order, where the user asks for ``update_epochs`` passes (None: does not)."""
+
+    def warm_up(self, obs: Observation) -> None:
+        """Look at what random actions led to, ``(K, *shape)``; called equally often on all ranks."""
 
     def collecting(self) -> AbstractContextManager[Any]:
         """The context of a rollout: no gradients, the trainer's precision."""
@@ -56,20 +98,18 @@ class Agent(Protocol):
     def value_of(self, obs: Observation, state: State | None) -> Tensor:
         """The critic's values ``(N,)``, to bootstrap from."""
 
-    def prepare(self, rollout: Rollout, traces: dict[str, Tensor]) -> Batch:
+    def prepare(self, rollout: Rollout, end: RolloutEnd) -> Batch:
         """Turn a rollout into the batch that minibatches are drawn from.
-
-        ``traces`` is the agent's own, what it keeps of each environment from rollout to rollout, ``(N,)`` each; empty
-        where the environments start anew. It is saved and restored with them.
 
         The batch's rows are the valid transitions, one time step after another, or the environments of a
         ``MemoryRollout``.
         """
 
-    def start_update(self, batch: Batch, minibatches: Sequence[Tensor]) -> None:
+    def start_update(self, batch: Batch, minibatches: Sequence[Tensor], phases: Sequence[str]) -> None:
         """Look at the whole update before its first minibatch.
 
         ``minibatches`` are the rows of ``batch`` that each one takes; none only where other ranks have some.
+        ``phases`` names the phase of each.
         """
 
 

@@ -70,6 +70,8 @@ class Rollout(TensorClass["shadow"]):
     truncated: Tensor
     valid: Tensor
     episode_starts: Tensor
+    next_obs: Tensor = None
+    extra: Tensor = None
 
     @classmethod
     def allocate(cls, num_steps: int, obs: Observation, actions: Tensor, values: Tensor, **extra: Any) -> Rollout:
@@ -106,7 +108,7 @@ class Rollout(TensorClass["shadow"]):
 class MemoryRollout(Rollout):
     """A rollout of a policy with memory: ``states`` is what it held *before* each step, ``(T, N, *shape)``."""
 
-    states: Tensor
+    states: Tensor = None
 
 
 class PPOBatch(TensorClass["shadow"]):
@@ -128,6 +130,12 @@ class PPOBatch(TensorClass["shadow"]):
             yield from shuffled_minibatches(self, num_minibatches, generator)
 
 
+class ExtraBatch(PPOBatch):
+    """Independent transitions with what else an agent learns from, a ``TensorDict`` of batch size ``(B,)``."""
+
+    extra: Tensor
+
+
 class PPOSequenceBatch(TensorClass["shadow"]):
     """Whole environments for policies with memory, batch size ``(N,)``; every field but the state is ``(N, T, …)``.
 
@@ -144,6 +152,12 @@ class PPOSequenceBatch(TensorClass["shadow"]):
     valid: Tensor
     episode_starts: Tensor
     initial_state: Tensor
+
+
+class ExtraSequenceBatch(PPOSequenceBatch):
+    """Whole environments with what else an agent learns from, a ``TensorDict`` of batch size ``(N, T)``."""
+
+    extra: Tensor
 
 
 def valid_rows(batch: BatchT, valid: Tensor) -> BatchT:

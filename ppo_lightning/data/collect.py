@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from ppo_lightning.core.agent import ActOutput, Agent
+from ppo_lightning.core.agent import ActOutput, Agent, RolloutEnd
 from ppo_lightning.core.errors import NotRestorableError, TrainingError
 from ppo_lightning.core.plain import from_plain, to_plain
 from ppo_lightning.core.rollout import (
@@ -23,6 +23,7 @@ from ppo_lightning.core.rollout import (
     state_to_plain,
 )
 from ppo_lightning.data.episodes import EpisodeStatistics
+from ppo_lightning.data.warm_up import warm_up
 from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv
 from ppo_lightning.models.actor_critic import as_observation
 
@@ -82,6 +83,16 @@ class Collector:
         self.episodes.load_state_dict(state["episodes"])
         self.traces = {name: trace.to(device) for name, trace in state.get("traces", {}).items()}
 
+    def warm_up(self, agent: Agent, seeds: Sequence[int]) -> None:
+        """Let ``agent`` see what random actions lead to; all environments begin anew after it."""
+        warm_up(self.env, agent, seeds, self.num_steps)
+        self._obs = None
+
+    def end(self, agent: Agent, make_generators: Callable[[], Sequence[torch.Generator]]) -> RolloutEnd:
+        """Where the environments stand after the last rollout."""
+        assert self._obs is not None
+        return RolloutEnd(as_observation(self._obs, agent.device), self._state, self.traces, make_generators)
+
     def collect(self, agent: Agent, generators: Sequence[torch.Generator]) -> Rollout:
         """Play one rollout, with one generator for the action noise of each environment.
 
@@ -111,10 +122,12 @@ class Collector:
         obs = as_observation(self._obs, agent.device)
         output = agent.act(obs, noise, self._state)
         if self._rollout is None:
-            self._rollout = self._allocate(obs, output)
+            self._rollout = self._allocate(agent, obs, output)
         self._rollout.add(step, obs=obs, actions=output.actions, log_probs=output.log_probs, values=output.values)
         if self._state is not None:
             self._rollout.add(step, states=self._state)
+        if output.extra is not None:
+            self._rollout.add(step, extra=output.extra)
 
         result = self.env.step(output.env_actions.cpu().numpy())
         self._check_finite(result, step)
@@ -122,14 +135,19 @@ class Collector:
         self.episodes.add(result)
         if result.final_obs is not None and result.truncated.any():
             truncations.add(step, result, output.state, agent.device)
+        if self._rollout.next_obs is not None:
+            self._rollout.add(step, next_obs=_following(result, agent.device))
         self._obs, self._starts = result.obs, result.episode_starts
         self._state = clear_state(agent, output.state, result.episode_starts)
 
-    def _allocate(self, obs: Observation, output: ActOutput) -> Rollout:
-        if self._state is None:
-            return Rollout.allocate(self.num_steps, obs, output.actions, output.values)
-        states = stack_steps(self.num_steps, self._state)
-        return MemoryRollout.allocate(self.num_steps, obs, output.actions, output.values, states=states)
+    def _allocate(self, agent: Agent, obs: Observation, output: ActOutput) -> Rollout:
+        kind, kept = Rollout, {"next_obs": obs} if agent.keeps_next_obs else {}
+        if output.extra is not None:
+            kept["extra"] = TensorDict(output.extra, batch_size=[self.env.num_envs])
+        if self._state is not None:
+            kind, kept["states"] = MemoryRollout, self._state
+        storage = {name: stack_steps(self.num_steps, part) for name, part in kept.items()}
+        return kind.allocate(self.num_steps, obs, output.actions, output.values, **storage)
 
     def _check_finite(self, result: StepResult, step: int) -> None:
         if not np.isfinite(result.rewards).all():
@@ -217,6 +235,17 @@ class _Truncations:
     def index(self) -> tuple[Array, Array]:
         steps = np.repeat(self.steps, [len(rows) for rows in self.rows])
         return steps, np.concatenate(self.rows)
+
+
+def _following(result: StepResult, device: torch.device) -> Observation:
+    """What truly followed a step: the final observations where episodes ended, as far as the simulator gives them."""
+    obs = as_observation(result.obs, device)
+    if result.final_obs is None:
+        return obs
+    ended = torch.from_numpy(np.flatnonzero(result.terminated | result.truncated)).to(device)
+    following: Any = obs.clone()
+    following[ended] = as_observation(result.final_obs, device)
+    return cast(Observation, following)
 
 
 def clear_state(agent: Agent, state: State | None, episode_starts: Array) -> State | None:

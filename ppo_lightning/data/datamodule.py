@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
 
 import torch
@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from ppo_lightning.core.agent import Phase
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.ranks import gather_over_ranks
 from ppo_lightning.data.collect import Collector
@@ -41,7 +42,7 @@ class RolloutDataModule(LightningDataModule):
         num_envs: environments per rank.
         num_steps: steps of each environment a rollout.
         num_minibatches: parts that each pass over a rollout is cut into.
-        update_epochs: passes over each rollout.
+        update_epochs: passes over each rollout; 3 by default. Not for agents with epochs of their own (DAAC).
         total_timesteps: environment steps over all ranks after which training ends, lowered to whole rollouts; null
             leaves the end to the Trainer.
         seed: of environments, actions and shuffles; by default that of ``seed_everything``, else 0.
@@ -61,7 +62,7 @@ class RolloutDataModule(LightningDataModule):
         num_envs: int = 8,
         num_steps: int = 256,
         num_minibatches: int = 8,
-        update_epochs: int = 3,
+        update_epochs: Optional[int] = None,
         total_timesteps: Optional[int] = 1_500_000,
         seed: Optional[int] = None,
         max_env_restarts: int = 10,
@@ -74,7 +75,8 @@ class RolloutDataModule(LightningDataModule):
             "num_minibatches": num_minibatches,
             "update_epochs": update_epochs,
         }.items():
-            check_range(f"--data.{flag}", value, 1)
+            if value is not None:
+                check_range(f"--data.{flag}", value, 1)
         check_range("--data.seed", seed or 0, 0)
         check_range("--data.max_env_restarts", max_env_restarts, 0)
         if minibatch_shares is not None:
@@ -205,8 +207,27 @@ class RolloutDataModule(LightningDataModule):
 
     def _lower_limits(self) -> None:
         assert self._limits is not None
-        minibatches = self.update_epochs * self.num_minibatches
+        minibatches = sum(phase.epochs for phase in self._phases()) * self.num_minibatches
         self._limits.lower(self._length, self.env_steps, self.iteration, minibatches)
+
+    def _phases(self) -> Sequence[Phase]:
+        """What an update of the Trainer's agent consists of.
+
+        Raises:
+            ConfigurationError: gradients would be accumulated over the border of two phases.
+        """
+        assert self.trainer is not None
+        agent: Any = self.trainer.lightning_module
+        phases: Sequence[Phase] = agent.phases(self.update_epochs)
+        accumulated = self.trainer.accumulate_grad_batches
+        for phase in phases[:-1]:
+            if phase.epochs * self.num_minibatches % accumulated:
+                raise ConfigurationError(
+                    f"--trainer.accumulate_grad_batches={accumulated} does not divide the {phase.epochs} × "
+                    f"--data.num_minibatches={self.num_minibatches} minibatches of the {phase.name} phase, so that a "
+                    "step would be of two phases: choose a divisor."
+                )
+        return phases
 
     def _put_limits_back(self) -> None:
         if self._limits is not None:
@@ -235,7 +256,7 @@ class RolloutDataModule(LightningDataModule):
         return RolloutDataset(
             agent=agent,
             collector=self._collector,
-            update_epochs=self.update_epochs,
+            phases=self._phases(),
             num_minibatches=self.num_minibatches,
             streams=streams,
             iterations=lambda: self.iteration,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from ppo_lightning.core.agent import Agent, Batch
+from ppo_lightning.core.agent import Agent, Batch, Phase
 from ppo_lightning.core.rollout import MemoryRollout, Rollout, select_rows, shuffled_rows
 from ppo_lightning.data.collect import Collector
 from ppo_lightning.data.seeding import Streams
@@ -16,7 +16,7 @@ from ppo_lightning.data.shares import rows_of_shares
 
 
 class RolloutDataset(IterableDataset[Batch]):
-    """Each pass plays one rollout with the agent as it is then, and yields ``update_epochs × num_minibatches`` batches.
+    """Each pass plays one rollout with the agent as it is then, and yields ``epochs × num_minibatches`` batches.
 
     The length is known, so Lightning fetches nothing ahead: a rollout is collected with exactly the parameters that
     the update before it left.
@@ -24,7 +24,7 @@ class RolloutDataset(IterableDataset[Batch]):
     Args:
         agent: what plays and learns.
         collector: plays it.
-        update_epochs: passes over each rollout.
+        phases: of the update; each has its passes over the rollout.
         num_minibatches: parts of each pass.
         streams: the random numbers of actions and shuffles.
         iterations: counts the rollouts; read at the start of each pass and raised by ``on_rollout``.
@@ -36,7 +36,7 @@ class RolloutDataset(IterableDataset[Batch]):
         self,
         agent: Agent,
         collector: Collector,
-        update_epochs: int,
+        phases: Sequence[Phase],
         num_minibatches: int,
         streams: Streams,
         iterations: Callable[[], int],
@@ -45,7 +45,7 @@ class RolloutDataset(IterableDataset[Batch]):
     ) -> None:
         self.agent = agent
         self.collector = collector
-        self.update_epochs = update_epochs
+        self.phases = phases
         self.num_minibatches = num_minibatches
         self.streams = streams
         self.iterations = iterations
@@ -53,16 +53,25 @@ class RolloutDataset(IterableDataset[Batch]):
         self.num_shares = num_shares
 
     def __len__(self) -> int:
-        return self.update_epochs * self.num_minibatches
+        return self.epochs * self.num_minibatches
+
+    @property
+    def epochs(self) -> int:
+        """Passes over each rollout."""
+        return sum(phase.epochs for phase in self.phases)
 
     def __iter__(self) -> Iterator[Batch]:
         iteration = self.iterations()
         self.streams.seed_globals(iteration)
+        if not iteration and self.agent.warm_up_steps:
+            self.collector.warm_up(self.agent, self.streams.warm_up_seeds())
         rollout = self.collector.collect(self.agent, self.streams.action_generators(iteration))
         self.on_rollout()
-        batch = self.agent.prepare(rollout, self.collector.traces)
+        end = self.collector.end(self.agent, lambda: self.streams.update_generators(iteration))
+        batch = self.agent.prepare(rollout, end)
         minibatches = self._draw_minibatches(rollout, len(batch), iteration)
-        self.agent.start_update(batch, minibatches)
+        phases = [phase.name for phase in self.phases for _ in range(phase.epochs * self.num_minibatches)]
+        self.agent.start_update(batch, minibatches, phases)
         for rows in minibatches:
             # a rank without a row of this minibatch still takes part in its step; what it does counts nothing
             yield select_rows(batch, rows if len(rows) else torch.zeros(1, dtype=torch.long))
@@ -71,7 +80,7 @@ class RolloutDataset(IterableDataset[Batch]):
 
     def _draw_minibatches(self, rollout: Rollout, num_rows: int, iteration: int) -> Sequence[Tensor]:
         """The rows of every minibatch of every epoch."""
-        streams, epochs = self.streams.split(self.num_shares), range(self.update_epochs)
+        streams, epochs = self.streams.split(self.num_shares), range(self.epochs)
         if self.num_shares == 1:
             generator = streams[0].shuffle_generator(iteration)
             return [rows for _ in epochs for rows in shuffled_rows(num_rows, self.num_minibatches, generator)]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 # one number a purpose: streams of different purposes never meet
-_ENV, _ACTION, _SHUFFLE, _EVAL_ENV, _EVAL_ACTION, _GLOBAL = range(6)
+_ENV, _ACTION, _SHUFFLE, _EVAL_ENV, _EVAL_ACTION, _GLOBAL, _UPDATE, _WARM_UP = range(8)
 
 
 def seed_global_generators(seed: int) -> None:
@@ -49,6 +49,14 @@ class Streams:
     def action_generators(self, iteration: int) -> list[torch.Generator]:
         """Generators of the action noise of ``iteration``, one an environment."""
         return [self._generator(_ACTION, index, iteration) for index in self._indices()]
+
+    def update_generators(self, iteration: int) -> list[torch.Generator]:
+        """Generators of what the update of ``iteration`` draws for transitions, one an environment."""
+        return [self._generator(_UPDATE, index, iteration) for index in self._indices()]
+
+    def warm_up_seeds(self) -> list[int]:
+        """Seeds of the random actions before the first rollout, one an environment."""
+        return [self._key(_WARM_UP, index, 0) for index in self._indices()]
 
     def shuffle_generator(self, iteration: int) -> torch.Generator:
         """Generator of the minibatch order of ``iteration``."""

@@ -3,6 +3,8 @@
 from ppo_lightning.functional.advantages import (
     discounted_sums,
     generalized_advantage_estimation,
+    lambda_returns,
+    n_step_returns,
     normalize_advantages,
 )
 from ppo_lightning.functional.distributions import (
@@ -35,10 +37,12 @@ __all__ = [
     "discounted_sums",
     "generalized_advantage_estimation",
     "l2c2_loss",
+    "lambda_returns",
     "mean_squared_difference",
     "merge_moments",
     "moments_of",
     "moments_of_rows",
+    "n_step_returns",
     "normalize_advantages",
     "pool_moments",
     "ppo_clipped_policy_loss",

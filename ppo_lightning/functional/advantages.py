@@ -57,6 +57,61 @@ def generalized_advantage_estimation(
     return advantages, advantages + values
 
 
+def lambda_returns(
+    rewards: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    r"""The λ-return (Sutton and Barto, "Reinforcement Learning", 2nd edition, equation 12.18), by its recursion.
+
+    .. math::
+        R_t = r_t + \gamma\,(1 - \text{terminated}_t)\,((1 - \lambda_t)\,V(s'_t) + \lambda_t\,R_{t+1})
+
+    where :math:`\lambda_t` is 0 at truncations and in the last step. Equal to the returns of
+    :func:`generalized_advantage_estimation`.
+
+    Args:
+        rewards: ``(T, N)``.
+        next_values: ``V(s'_t)`` of the observation that truly followed, ``(T, N)``.
+        terminated: ``(T, N)`` bool.
+        truncated: ``(T, N)`` bool.
+        gamma: discount a step.
+        gae_lambda: how much of each return comes from later rewards.
+
+    Returns:
+        ``(T, N)``.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    check_same_shape(rewards=rewards, next_values=next_values, terminated=terminated, truncated=truncated)
+    discount = gamma * (~terminated).to(rewards.dtype)
+    lambdas = gae_lambda * (~truncated).to(rewards.dtype)
+
+    returns = torch.empty_like(rewards)
+    following = next_values[-1]
+    for step in range(len(rewards) - 1, -1, -1):
+        value = next_values[step]
+        following = rewards[step] + discount[step] * (value + lambdas[step] * (following - value))
+        returns[step] = following
+    return returns
+
+
+def n_step_returns(rewards: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor, gamma: float) -> Tensor:
+    r"""Rewards up to the episode's or the rollout's end, and the value of what follows (Mnih et al., arXiv 1602.01783).
+
+    .. math::
+        R_t = r_t + \gamma\,(1 - \text{terminated}_t)\,R_{t+1}
+        \text{, with } V(s'_t) \text{ for } R_{t+1} \text{ at a truncation and in the last step}
+
+    Shapes and errors are those of :func:`lambda_returns`, of which this is the case of λ = 1.
+    """
+    return lambda_returns(rewards, next_values, terminated, truncated, gamma, 1.0)
+
+
 def normalize_advantages(advantages: Tensor, moments: Tensor | None = None, eps: float = 1e-8) -> Tensor:
     """``(A - mean) / (std + eps)``, with the unbiased std.
 

@@ -87,7 +87,7 @@ def paused_run(monkeypatch, fractions, **settings):
     """A run whose minibatches have these clip fractions, over and over."""
     count = iter(range(10**6))
     monkeypatch.setattr(
-        "ppo_lightning.algorithms.ppo.clip_fraction",
+        "ppo_lightning.algorithms.objective.clip_fraction",
         lambda ratio, clip: torch.tensor(fractions[next(count) % len(fractions)]),
     )
     steps = Steps()

@@ -12,6 +12,7 @@ from torch import nn
 
 from ppo_lightning import PPO, ActorCritic, ConfigurationError, MLPEncoder
 from ppo_lightning.algorithms.normalization import AdvantageNormalizer, ReturnNormalizer, RewardNormalizer
+from ppo_lightning.core.agent import RolloutEnd
 from ppo_lightning.core.rollout import Rollout
 from ppo_lightning.functional import generalized_advantage_estimation
 from tests.runs import Recorder, SmallGRU, equal, fit, make_data, make_ppo, weights
@@ -54,6 +55,11 @@ def random_rollout(seed, steps=7, envs=3, scale=5.0):
 # -- rewards
 
 
+def normalize(normalizer, rollout, traces):
+    ends = rollout.terminated | rollout.truncated
+    return normalizer.normalize(rollout.rewards, ends, rollout.valid, traces, alone)
+
+
 def slow_rewards(rollouts, gamma, clip):
     """Step by step and environment by environment, with the variance of the sums so far at each rollout's end."""
     running, sums, normal = [0.0] * rollouts[0].rewards.shape[1], [], []
@@ -75,34 +81,34 @@ def test_rewards_match_a_slow_loop_over_rollouts_that_episodes_run_across(clip):
     rollouts = [random_rollout(seed) for seed in range(4)]
     normalizer, traces = RewardNormalizer(0.9, clip, None).double(), {}
     for rollout, expected in zip(rollouts, slow_rewards(rollouts, 0.9, clip)):
-        torch.testing.assert_close(normalizer.normalize(rollout, traces, alone), expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(normalize(normalizer, rollout, traces), expected, rtol=1e-9, atol=1e-12)
     assert normalizer.count == sum(int(rollout.valid.sum()) for rollout in rollouts)
 
 
 def test_a_sum_runs_on_over_the_border_of_rollouts_and_starts_anew_with_the_environments():
     normalizer, traces = RewardNormalizer(0.5, 10.0, None).double(), {}
-    normalizer.normalize(rollout_of([[1.0], [1.0]]), traces, alone)
+    normalize(normalizer, rollout_of([[1.0], [1.0]]), traces)
     assert {name: trace.tolist() for name, trace in traces.items()} == {"discounted_return": [1.5]}
-    normalizer.normalize(rollout_of([[1.0], [1.0]], truncated=[[False], [True]]), traces, alone)
+    normalize(normalizer, rollout_of([[1.0], [1.0]], truncated=[[False], [True]]), traces)
     sums = [1.0, 1.5, 1.75, 1.875]
     assert normalizer.var.item() == pytest.approx(statistics.pvariance(sums), rel=1e-12)
     assert traces["discounted_return"].tolist() == [0]
     anew = {}
-    normalizer.normalize(rollout_of([[4.0]]), anew, alone)
+    normalize(normalizer, rollout_of([[4.0]]), anew)
     assert anew["discounted_return"].tolist() == [4]
 
 
 def test_the_mean_of_rewards_stays_and_a_constant_one_does_no_harm():
-    normal = RewardNormalizer(0.9, 10.0, None).double().normalize(rollout_of([[-3.0, -5.0], [-4.0, -6.0]]), {}, alone)
+    normal = normalize(RewardNormalizer(0.9, 10.0, None).double(), rollout_of([[-3.0, -5.0], [-4.0, -6.0]]), {})
     assert (normal < 0).all()
-    assert RewardNormalizer(0.0, 10.0, None).normalize(rollout_of([[1.0], [1.0]]), {}, alone).tolist() == [[10], [10]]
-    assert RewardNormalizer(0.9, 10.0, None).normalize(rollout_of([[0.0], [0.0]]), {}, alone).tolist() == [[0], [0]]
+    assert normalize(RewardNormalizer(0.0, 10.0, None), rollout_of([[1.0], [1.0]]), {}).tolist() == [[10], [10]]
+    assert normalize(RewardNormalizer(0.9, 10.0, None), rollout_of([[0.0], [0.0]]), {}).tolist() == [[0], [0]]
 
 
 def test_a_moving_average_of_rewards_forgets():
     normalizer, traces = RewardNormalizer(0.0, 1e9, 0.25).double(), {}
-    normalizer.normalize(rollout_of([[-1.0], [1.0]]), traces, alone)
-    normalizer.normalize(rollout_of([[-3.0], [3.0]]), traces, alone)
+    normalize(normalizer, rollout_of([[-1.0], [1.0]]), traces)
+    normalize(normalizer, rollout_of([[-3.0], [3.0]]), traces)
     assert normalizer.var.item() == pytest.approx(0.25 * 1 + 0.75 * 9, rel=1e-12)
 
 
@@ -110,7 +116,7 @@ def test_returns_are_of_the_normalised_rewards():
     ppo, rollout = make_ppo(normalize_rewards=True, norm_adv=False), random_rollout(5)
     ppo.build_network(make_data().observation_space, make_data().action_space)
     ppo.double().gather = alone
-    batch = ppo.prepare(rollout, {})
+    batch = ppo.prepare(rollout, RolloutEnd(rollout.obs[-1], None, {}, list))
     (rewards,) = slow_rewards([rollout], 0.9, 10.0)
     advantages, returns = generalized_advantage_estimation(
         rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.truncated, 0.9, 0.95

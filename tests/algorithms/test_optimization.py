@@ -197,13 +197,13 @@ def test_a_run_adapts_before_each_step_by_the_divergence_of_its_first_minibatch(
     calls, rates = [], Rates()
     ppo = make_ppo(adaptive_lr_kl=1e-3, learning_rate=1e-3)
     monkeypatch.setattr(AdaptiveLearningRate, "adapt", lambda self, optimizer, kl: calls.append(kl))
-    kls, react = [], ppo._react
+    kls, react = [], ppo.react
 
-    def spy(kl, clipped, batch_idx):
-        kls.append(kl.item())
-        return react(kl, clipped, batch_idx)
+    def spy(parts, batch_idx, **kwargs):
+        kls.append(parts["approx_kl"].item())
+        return react(parts, batch_idx, **kwargs)
 
-    ppo._react = spy
+    ppo.react = spy
     fit(ppo, make_data(iterations=2, num_minibatches=4), callbacks=[rates], accumulate_grad_batches=2)
     assert len(kls) == 16
     assert calls == [*kls[2:8:2], *kls[10:16:2]]  # an iteration's first step follows none

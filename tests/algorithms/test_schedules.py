@@ -6,6 +6,7 @@ import pytest
 from lightning.pytorch import Callback
 
 from ppo_lightning import PPO, ConfigurationError
+from ppo_lightning.algorithms import objective
 from ppo_lightning.algorithms import ppo as ppo_module
 from ppo_lightning.algorithms.schedules import LinearSchedule
 from tests.runs import equal, fit, make_data, make_ppo, weights
@@ -35,17 +36,18 @@ def clips(monkeypatch):
     """The clip range that each minibatch's policy loss, value loss and clip fraction were computed with."""
     seen = []
 
-    def spied(name):
-        function = getattr(ppo_module, name)
+    def spied(module, name):
+        function = getattr(module, name)
 
         def spy(*args):
             seen.append(args[-1])
             return function(*args)
 
-        monkeypatch.setattr(ppo_module, name, spy)
+        monkeypatch.setattr(module, name, spy)
 
-    for name in ("ppo_clipped_policy_loss", "value_loss", "clip_fraction"):
-        spied(name)
+    for name in ("ppo_clipped_policy_loss", "clip_fraction"):
+        spied(objective, name)
+    spied(ppo_module, "value_loss")
     return seen
 
 

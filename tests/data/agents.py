@@ -16,6 +16,8 @@ class ScriptedAgent:
     """Acts by ``choose_action``, values an observation as ``100·seed + 10·episode + step``."""
 
     device = torch.device("cpu")
+    keeps_next_obs = False
+    warm_up_steps = 0
 
     def __init__(self):
         self.update_stopped = False
@@ -46,10 +48,10 @@ class ScriptedAgent:
         assert self.is_collecting
         return state_of(obs) @ torch.tensor([100.0, 10.0, 1.0])
 
-    def start_update(self, batch, minibatches):
-        self.minibatches = minibatches
+    def start_update(self, batch, minibatches, phases):
+        self.minibatches, self.phases_of_minibatches = minibatches, phases
 
-    def prepare(self, rollout, traces):
+    def prepare(self, rollout, end):
         flat = rollout.flatten()
         return PPOBatch(
             obs=flat.obs,

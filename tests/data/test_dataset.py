@@ -1,5 +1,6 @@
 import torch
 
+from ppo_lightning.core.agent import Phase
 from ppo_lightning.data import RolloutDataset
 from ppo_lightning.data.collect import Collector
 from ppo_lightning.data.seeding import Streams
@@ -17,7 +18,7 @@ class Run:
         self.dataset = RolloutDataset(
             self.agent,
             Collector(make_toy([first_env, first_env + 1]), NUM_STEPS),
-            update_epochs,
+            [Phase("update", update_epochs)],
             num_minibatches,
             Streams(1, first_env, NUM_ENVS),
             lambda: self.rollouts,

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppo_lightning import ConfigurationError
+from ppo_lightning.core.agent import Phase
 from ppo_lightning.data.collect import Collector
 from ppo_lightning.data.dataset import RolloutDataset
 from ppo_lightning.data.seeding import Streams
@@ -60,7 +61,14 @@ def test_rows_of_shares_are_those_of_their_environments(num_shares, envs, num_st
 
 def batches(seeds, streams, num_shares):
     dataset = RolloutDataset(
-        ScriptedAgent(), Collector(make_toy(seeds), 6), 3, 2, streams, lambda: 5, lambda: None, num_shares
+        ScriptedAgent(),
+        Collector(make_toy(seeds), 6),
+        [Phase("update", 3)],
+        2,
+        streams,
+        lambda: 5,
+        lambda: None,
+        num_shares,
     )
     return [[tuple(row) for row in batch.obs.tolist()] for batch in dataset]
 

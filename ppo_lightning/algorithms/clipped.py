@@ -1,0 +1,188 @@
+"""What agents with PPO's clipped objective share: from a rollout to the loss of the actor, and what it reacts to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from ppo_lightning.algorithms.base import OnPolicyModule
+from ppo_lightning.algorithms.batches import batch_of, rows_of_sequences
+from ppo_lightning.algorithms.guards import ActorPause
+from ppo_lightning.algorithms.normalization import AdvantageNormalizer, ObservationStatistics, RewardNormalizer
+from ppo_lightning.algorithms.objective import ClippedObjective
+from ppo_lightning.algorithms.optimization import Optimization
+from ppo_lightning.algorithms.targets import ValueTargets
+from ppo_lightning.core.agent import Batch, RolloutEnd
+from ppo_lightning.core.checkpoint import NetworkBuilder
+from ppo_lightning.core.errors import ConfigurationError, check_range
+from ppo_lightning.core.ranks import mean_over_ranks
+from ppo_lightning.core.rollout import PPOBatch, Rollout
+from ppo_lightning.models.memory import unroll
+from ppo_lightning.models.outputs import ModelOutput, run_network
+
+
+class ClippedModule(OnPolicyModule):
+    """Base of PPO and its family. A subclass adds its critics, and what else it learns, in ``training_step``.
+
+    Args:
+        network: builds the network from the observation and action space; in Python a built module also works.
+        optimization: how it learns.
+        objective: of the actor.
+        targets: of the critic.
+        advantage_normalizer: normalises advantages; None leaves them.
+        reward_normalizer: normalises rewards; None leaves them.
+        log_action_id: log the fraction of this action as ``rollout/action_<id>_fraction``; None for none.
+        log_param_hash: log ``debug/param_hash`` every iteration, and stop if ranks' parameters differ.
+
+    Raises:
+        ConfigurationError: a number outside its range, or options that contradict each other.
+    """
+
+    PARTS = (*OnPolicyModule.PARTS, "objective", "targets", "advantage_normalizer", "reward_normalizer")
+
+    def __init__(
+        self,
+        network: NetworkBuilder,
+        optimization: Optimization,
+        objective: ClippedObjective,
+        targets: ValueTargets,
+        advantage_normalizer: AdvantageNormalizer | None = None,
+        reward_normalizer: RewardNormalizer | None = None,
+        log_action_id: int | None = None,
+        log_param_hash: bool = False,
+    ) -> None:
+        super().__init__(network, optimization, log_param_hash)
+        self.objective = objective
+        self.targets = targets
+        self.advantage_normalizer = advantage_normalizer
+        self.reward_normalizer = reward_normalizer
+        self.log_action_id = log_action_id
+        self.actor_pause: ActorPause | None = None
+        self._observation_statistics = ObservationStatistics()
+
+    def build_network(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        """Build the network for these spaces and remember them in the checkpoint."""
+        if self.log_action_id is not None:
+            if not isinstance(action_space, spaces.Discrete):
+                raise ConfigurationError("--model.log_action_id needs a Discrete action space: leave it out.")
+            check_range("--model.log_action_id", self.log_action_id, 0, int(action_space.n) - 1)
+        super().build_network(observation_space, action_space)
+        self._observation_statistics.check(self._net, observation_space)
+
+    # -- a rollout
+
+    def prepare(self, rollout: Rollout, end: RolloutEnd) -> Batch:
+        """Advantages and returns; transitions in one row, or whole environments for a network with memory."""
+        advantages, returns = self.look_at(rollout, end)
+        advantages = self.normalized(advantages, rollout.valid)
+        return batch_of(rollout, advantages=advantages, returns=returns, values=rollout.values)
+
+    def look_at(self, rollout: Rollout, end: RolloutEnd) -> tuple[Tensor, Tensor]:
+        """Advantages and returns ``(T, N)`` of a rollout, whose statistics are taken down."""
+        self._observation_statistics.look(self._net, rollout)
+        rewards = rollout.rewards
+        if self.reward_normalizer is not None:
+            ends = rollout.terminated | rollout.truncated
+            rewards = self.reward_normalizer.normalize(rewards, ends, rollout.valid, end.traces, self.gather)
+        advantages, returns = self.targets(rewards, rollout)
+        self.add_rollout_statistics(rollout, advantages, returns)
+        return advantages, returns
+
+    def normalized(self, advantages: Tensor, valid: Tensor) -> Tensor:
+        """Advantages ``(T, N)`` as minibatches are drawn from them."""
+        normalizer = self.advantage_normalizer
+        return advantages if normalizer is None else normalizer.normalize(advantages, valid, self.gather)
+
+    def add_rollout_statistics(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> None:
+        """What is logged of a rollout."""
+        valid, statistics = rollout.valid, self._statistics
+        values = rollout.values[valid]
+        statistics.add_explained_variance("train/explained_variance", values, returns[valid])
+        statistics.add_spread("train/advantage", advantages[valid])
+        statistics.add_spread("train/value", values)
+        statistics.add_mean("rollout/action_prob_mean", rollout.log_probs[valid].exp())
+        if self.log_action_id is not None:
+            taken = (rollout.actions[valid] == self.log_action_id).to(values.dtype)
+            statistics.add_mean(f"rollout/action_{self.log_action_id}_fraction", taken)
+
+    def finish_statistics(self, gather: Callable[[Tensor], Tensor]) -> None:
+        """Let the encoders take in the observations of the rollout that was learned from."""
+        self._observation_statistics.update(self._net, gather)
+
+    # -- an update
+
+    def start_schedules(self, remaining: float) -> None:
+        """The clip range and the weight of the entropy; the actor learns again."""
+        for schedule in self.objective.schedules:
+            schedule.start_iteration(remaining)
+        if self.actor_pause is not None:
+            self.actor_pause.start_iteration()
+
+    @property
+    def scheduled_flags(self) -> list[str]:
+        """The flags that are set and depend on the run's length."""
+        flags = [schedule.flag for schedule in self.objective.schedules]
+        return [*super().scheduled_flags, *(flag for flag in flags if flag is not None)]
+
+    def evaluate(self, batch: Batch) -> tuple[ModelOutput, PPOBatch]:
+        """The network on a minibatch, and the minibatch as independent transitions."""
+        if isinstance(batch, PPOBatch):
+            return run_network(self._net, batch.obs)[0], batch
+        output = unroll(self._net, batch.obs, batch.initial_state, batch.episode_starts)
+        return rows_of_sequences(output, batch)
+
+    def policy_loss(
+        self, distribution: Any, rows: PPOBatch, batch_idx: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The actor's loss in a minibatch, the ratio ``(B,)``, and what is logged of them."""
+        advantages = rows.advantages
+        if self.advantage_normalizer is not None and self.advantage_normalizer.scope == "minibatch":
+            advantages = self._normalize(advantages, batch_idx)
+        return self.objective.loss(distribution, rows, advantages)
+
+    def react(self, parts: dict[str, Tensor], batch_idx: int, is_learning: bool = True) -> bool:
+        """Stop, adapt or pause by what all ranks see of a minibatch; whether the actor waits in it.
+
+        ``is_learning`` is false where the actor does not learn anyway.
+        """
+        target_kl, adaptive_lr, pause = self.objective.target_kl, self.optimization.adaptive_lr, self.actor_pause
+        if target_kl is None and adaptive_lr is None and pause is None:
+            return False
+        seen = torch.stack([parts["approx_kl"], parts["clip_fraction"]])
+        kl, clipped = self.average(batch_idx, seen).tolist()
+        is_first_of_step = batch_idx % self.trainer.accumulate_grad_batches == 0
+        # else the divergence tells nothing of the learning rate
+        actor_learned = is_learning and not ((pause is not None and pause.is_on) or self._is_first_of_phase(batch_idx))
+        if target_kl is not None and kl > target_kl:
+            self.stop_update()
+        if adaptive_lr is not None and is_first_of_step and actor_learned:
+            adaptive_lr.adapt(self.trainer.optimizers[0], kl)
+        return pause is not None and pause.look(clipped > pause.max_clip_fraction, is_first_of_step)
+
+    def _is_first_of_phase(self, batch_idx: int) -> bool:
+        return batch_idx == 0 or self.phase_of(batch_idx - 1) != self.phase_of(batch_idx)
+
+    def average(self, batch_idx: int, means: Tensor) -> Tensor:
+        """Means over a minibatch of this rank to those of all ranks together."""
+        return mean_over_ranks(self.trainer, means.detach() * self._weight(batch_idx))
+
+    def finish_minibatch(
+        self, loss: Tensor, parts: dict[str, Tensor], batch_idx: int, ratio: Tensor | None = None, name: str = "loss"
+    ) -> Tensor:
+        """Take down a minibatch's numbers, its loss as ``train/<name>``, and give the loss its weight among ranks."""
+        weight = self._weight(batch_idx)
+        metrics = {f"train/{part}": value for part, value in {name: loss, **parts}.items()}
+        self._statistics.add_minibatch(ratio, metrics, weight)
+        return loss if weight == 1 else loss * weight
+
+    @property
+    def metric_names(self) -> list[str]:
+        """What is logged every iteration; a subclass adds what is its own."""
+        update = ["loss", *self.objective.PARTS, "first_ratio_error"]
+        batch = ["explained_variance", "advantage_mean", "advantage_std", "value_mean", "value_std"]
+        names = [*super().metric_names, *(f"train/{name}" for name in [*update, *batch]), "rollout/action_prob_mean"]
+        return names if self.log_action_id is None else [*names, f"rollout/action_{self.log_action_id}_fraction"]

@@ -1,0 +1,61 @@
+"""The clipped objective's policy loss: one for all agents, with its schedules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppo_lightning.algorithms.schedules import LinearSchedule
+from ppo_lightning.core.errors import check_range
+from ppo_lightning.core.rollout import PPOBatch
+from ppo_lightning.functional import approx_kl_divergence, clip_fraction, ppo_clipped_policy_loss
+
+
+class ClippedObjective:
+    """The clipped policy loss with its entropy bonus (Schulman et al., arXiv 1707.06347, equations 7 and 9).
+
+    Args:
+        clip_coef: how far the probability ratio may move from 1.
+        ent_coef: weight of the entropy bonus.
+        final_clip_coef: what ``clip_coef`` changes to, linearly over the run; None leaves it.
+        final_ent_coef: what ``ent_coef`` changes to, likewise.
+        target_kl: a minibatch beyond this KL divergence is an iteration's last; None for never.
+
+    Raises:
+        ConfigurationError: a number outside its range.
+    """
+
+    PARTS = "policy_loss", "entropy", "approx_kl", "clip_fraction"
+
+    def __init__(
+        self,
+        clip_coef: float,
+        ent_coef: float,
+        final_clip_coef: float | None = None,
+        final_ent_coef: float | None = None,
+        target_kl: float | None = None,
+    ) -> None:
+        if target_kl is not None:
+            check_range("--model.target_kl", target_kl, 0, exclude_low=True)
+        self.clip_coef = LinearSchedule("clip_coef", clip_coef, final_clip_coef, exclude_zero=True)
+        self.ent_coef = LinearSchedule("ent_coef", ent_coef, final_ent_coef)
+        self.target_kl = target_kl
+
+    @property
+    def schedules(self) -> list[LinearSchedule]:
+        """What changes over the run."""
+        return [self.clip_coef, self.ent_coef]
+
+    def loss(self, distribution: Any, rows: PPOBatch, advantages: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The actor's loss, the ratio ``(B,)``, and what is logged of both by its name, of ``rows`` of batch size B."""
+        clip_coef, ent_coef = self.clip_coef.now, self.ent_coef.now
+        log_probs = distribution.log_prob(rows.actions)
+        policy_loss, ratio = ppo_clipped_policy_loss(log_probs, rows.log_probs, advantages, clip_coef)
+        with torch.set_grad_enabled(ent_coef > 0 and torch.is_grad_enabled()):
+            entropy = distribution.entropy().mean()
+        with torch.no_grad():
+            kl = approx_kl_divergence(log_probs, rows.log_probs)
+            clipped = clip_fraction(ratio, clip_coef)
+        return policy_loss - ent_coef * entropy, ratio, dict(zip(self.PARTS, (policy_loss, entropy, kl, clipped)))

@@ -1,0 +1,58 @@
+"""Random actions before the first rollout, for agents whose statistics must begin somewhere."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict, TensorDictBase
+
+from ppo_lightning.core.agent import Agent
+from ppo_lightning.core.rollout import Observation
+from ppo_lightning.envs.base import Array, VectorEnv
+from ppo_lightning.models.actor_critic import as_observation
+
+
+def warm_up(env: VectorEnv, agent: Agent, seeds: Sequence[int], chunk: int) -> None:
+    """Play ``agent.warm_up_steps`` random actions, and show the agent what they lead to, ``chunk`` steps at a time.
+
+    The environments are to be reset afterwards: nothing of this is a part of the training.
+
+    Args:
+        env: the environments of this rank.
+        agent: looks at the observations.
+        seeds: of the actions, one an environment.
+        chunk: steps of all environments that are looked at together.
+    """
+    draws = [_Draw(env.action_space, seed) for seed in seeds]
+    steps = -(-agent.warm_up_steps // env.num_envs)
+    with agent.collecting():
+        env.reset()
+        for first in range(0, steps, chunk):
+            seen = []
+            for _ in range(min(chunk, steps - first)):
+                result = env.step(np.stack([draw() for draw in draws]))
+                obs = as_observation(result.obs, agent.device)
+                seen.append(obs[torch.from_numpy(result.valid).to(agent.device)])
+            agent.warm_up(_cat(seen))
+
+
+class _Draw:
+    """Random actions of one environment, as policies give them: those of Discrete spaces count from 0."""
+
+    def __init__(self, space: spaces.Space[Any], seed: int) -> None:
+        self._space = copy.deepcopy(space)
+        self._space.seed(seed)
+        self._start = space.start if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) else 0
+
+    def __call__(self) -> Array:
+        action: Array = np.asarray(self._space.sample())
+        return action - self._start if np.any(self._start) else action
+
+
+def _cat(parts: Sequence[Any]) -> Observation:
+    return TensorDict.cat(list(parts), dim=0) if isinstance(parts[0], TensorDictBase) else torch.cat(list(parts))

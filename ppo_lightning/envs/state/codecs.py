@@ -164,7 +164,7 @@ _WRAPPERS = {
     "transform_observation:FilterObservation": _wrapper("", "func filter_keys"),
     "transform_observation:FlattenObservation": _wrapper("", "func"),
     "transform_observation:GrayscaleObservation": _wrapper("", "func keep_dim"),
-    "transform_observation:ResizeObservation": _wrapper("", "func shape"),
+    "transform_observation:ResizeObservation": _wrapper("", "func shape cv2_shape"),
     "transform_observation:ReshapeObservation": _wrapper("", "func shape"),
     "transform_observation:RescaleObservation": _wrapper("", "func"),
     "transform_observation:DtypeObservation": _wrapper("", "func dtype"),

@@ -1,6 +1,6 @@
 """PPO for PyTorch Lightning."""
 
-from ppo_lightning.algorithms import PPO
+from ppo_lightning.algorithms import DAAC, PPO, RND, ClippedModule, OnPolicyModule
 from ppo_lightning.callbacks import (
     BestCheckpoint,
     CoordinatorComparison,
@@ -22,6 +22,7 @@ from ppo_lightning.loggers import run_loggers
 from ppo_lightning.models import (
     ActorCritic,
     CoordPPOModel,
+    DAACModel,
     GridCNN,
     ImpalaCNN,
     ImpalaCoordPPOModel,
@@ -33,12 +34,21 @@ from ppo_lightning.models import (
     PPOCritic,
     PPOModel,
     PPOModelOutput,
+    RandomNetworkDistillation,
+    RNDModel,
 )
 from ppo_lightning.policies import AlwaysPolicy, LogitThresholdPolicy, Policy, PPOPolicy, RandomPolicy, export_onnx
 from ppo_lightning.version import __version__
 
 __all__ = [
+    "DAAC",
     "PPO",
+    "RND",
+    "ClippedModule",
+    "DAACModel",
+    "OnPolicyModule",
+    "RNDModel",
+    "RandomNetworkDistillation",
     "ActorCritic",
     "AlwaysPolicy",
     "CoordPPOModel",

@@ -62,14 +62,15 @@ class OnPolicyModule(OptimizedModule):
 
     PARTS: tuple[str, ...] = ("optimization",)
     """Arguments of base classes that subclasses make of their own."""
+    BUILDERS: tuple[str, ...] = ("network", "optimizer", "scheduler")
+    """Arguments that checkpoints hold as plain configurations."""
 
     def __init__(self, network: NetworkBuilder, optimization: Optimization, log_param_hash: bool = False) -> None:
         super().__init__(network, optimization)
-        parts = {"network": network, "optimizer": optimization.optimizer, "scheduler": optimization.scheduler}
-        modules = [name for name, part in parts.items() if isinstance(part, nn.Module)]
+        modules = ["network"] if isinstance(network, nn.Module) else []
         self.save_hyperparameters(logger=False, ignore=[*self.PARTS, *modules])  # of the subclass
         if "_instantiator" not in self.hparams:  # not from the command line, which stores plain configurations
-            self.hparams.update({name: describe(part) for name, part in parts.items()})
+            self.hparams.update({name: describe(self.hparams.get(name)) for name in self.BUILDERS})
         self.log_param_hash = log_param_hash
 
         self.iteration_metrics: dict[str, float] = {}
@@ -150,6 +151,11 @@ class OnPolicyModule(OptimizedModule):
     def phase_of(self, batch_idx: int) -> str:
         """The name of the phase that a minibatch of the running update belongs to."""
         return self._phases[batch_idx]
+
+    @property
+    def update_length(self) -> int:
+        """Minibatches of the running update, all phases together."""
+        return len(self._phases)
 
     def stop_update(self) -> None:
         """Leave out the rest of this iteration's minibatches, from the next border of accumulated ones on."""

@@ -135,14 +135,11 @@ class ClippedModule(OnPolicyModule):
         output = unroll(self._net, batch.obs, batch.initial_state, batch.episode_starts)
         return rows_of_sequences(output, batch)
 
-    def policy_loss(
-        self, distribution: Any, rows: PPOBatch, batch_idx: int
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The actor's loss in a minibatch, the ratio ``(B,)``, and what is logged of them."""
-        advantages = rows.advantages
-        if self.advantage_normalizer is not None and self.advantage_normalizer.scope == "minibatch":
-            advantages = self._normalize(advantages, batch_idx)
-        return self.objective.loss(distribution, rows, advantages)
+    def minibatch_advantages(self, rows: PPOBatch, batch_idx: int) -> Tensor:
+        """The advantages ``(B,)`` of a minibatch, normalised where that is done minibatch by minibatch."""
+        normalizer = self.advantage_normalizer
+        is_due = normalizer is not None and normalizer.scope == "minibatch"
+        return self._normalize(rows.advantages, batch_idx) if is_due else rows.advantages
 
     def react(self, parts: dict[str, Tensor], batch_idx: int, is_learning: bool = True) -> bool:
         """Stop, adapt or pause by what all ranks see of a minibatch; whether the actor waits in it.

@@ -28,25 +28,44 @@ def build_network(network: Any, observation_space: spaces.Space[Any], action_spa
         ConfigurationError: spaces that are not supported, or a network that does not fit them.
     """
     check_spaces(observation_space, action_space)
-    if network is None:
+    if isinstance(network, nn.Module):
+        module = network
+    else:
+        module = build_part(NetworkBuilder, network, "--model.network", observation_space, action_space)
+    _check_fit(module, observation_space, action_space)
+    return module  # type: ignore[no-any-return]
+
+
+def build_part(builder_type: Any, builder: Any, flag: str, *part_spaces: spaces.Space[Any]) -> Any:
+    """A module made for an observation space, and for an action space where there is a second one.
+
+    Args:
+        builder_type: of the builder.
+        builder: takes the spaces; or the plain configuration of one, as checkpoints hold it.
+        flag: names it in errors.
+        part_spaces: what it is given.
+
+    Raises:
+        ConfigurationError: it can't be built.
+    """
+    if builder is None:
+        name = flag.rpartition(".")[2]
         raise ConfigurationError(
-            "--model.network is missing: the checkpoint's network was given as an object or a lambda and has no name; "
-            "pass network=, or train with network=<class> or functools.partial(<class>, …)."
+            f"{flag} is missing: the checkpoint's {name} was given as an object or a lambda and has no name; pass "
+            f"{name}=, or train with {name}=<class> or functools.partial(<class>, …)."
         )
-    if isinstance(network, Mapping):
-        network = build_from_config(NetworkBuilder, network, "--model.network")
+    if isinstance(builder, Mapping):
+        builder = build_from_config(builder_type, builder, flag)
     try:
-        module = network if isinstance(network, nn.Module) else network(observation_space, action_space)
+        return builder(*part_spaces)
     except ConfigurationError:
         raise
     except Exception as error:
-        name, reason = _name(network), " ".join(str(error).split())
+        fits = " and ".join(f"the {kind} space {space}" for kind, space in zip(("observation", "action"), part_spaces))
         raise ConfigurationError(
-            f"--model.network: {name} does not fit the observation space {observation_space} and the action space "
-            f"{action_space} ({type(error).__name__}: {reason}); choose another, or mend it."
+            f"{flag}: {_name(builder)} does not fit {fits} ({type(error).__name__}: {' '.join(str(error).split())}); "
+            "choose another, or mend it."
         ) from error
-    _check_fit(module, observation_space, action_space)
-    return module  # type: ignore[no-any-return]
 
 
 def _name(builder: Any) -> str:

@@ -107,7 +107,9 @@ class RewardNormalizer(RunningMoments):
         return normal if self.clip is None else normal.clamp(-self.clip, self.clip)
 
 
-def reward_normalizer(is_asked_for: bool, gamma: float, clip: float, ema: float | None) -> RewardNormalizer | None:
+def reward_normalizer(
+    is_asked_for: bool, gamma: float, clip: float, ema: float | None = None
+) -> RewardNormalizer | None:
     """What ``--model.normalize_rewards`` asks for; None where rewards stay as they are.
 
     Raises:
@@ -217,7 +219,7 @@ class AdvantageNormalizer(FullPrecision):
         return normal.clamp(-self.clip, self.clip)
 
 
-def advantage_normalizer(norm_adv: bool | Scope, weight: float, clip: float) -> AdvantageNormalizer | None:
+def advantage_normalizer(norm_adv: bool | Scope, weight: float = 0.05, clip: float = 4.0) -> AdvantageNormalizer | None:
     """What ``--model.norm_adv`` asks for; None where advantages stay as they are.
 
     Raises:

@@ -233,7 +233,8 @@ class PPO(ClippedModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one minibatch."""
         output, rows = self.evaluate(batch)
-        actor_loss, ratio, parts = self.policy_loss(output.distribution, rows, batch_idx)
+        advantages = self.minibatch_advantages(rows, batch_idx)
+        actor_loss, ratio, parts = self.objective.loss(output.distribution, rows, advantages)
         critic_clip = self.objective.clip_coef.now if self.clip_vloss else None
         critic_loss = value_loss(at_least_float32(output.value), rows.returns, rows.values, critic_clip)
         parts["value_loss"] = critic_loss

@@ -66,6 +66,29 @@ def write_nulls_out(args: Sequence[str]) -> list[str]:
     return [arg for arg in written if arg]
 
 
+def class_of_agent(args: Sequence[str]) -> str:
+    """What ``--model``, a configuration file or, last, the default names; the one that is named last wins.
+
+    The parser must know it from the start: from one class to another it would hand on the defaults of the first.
+    """
+    named = "ppo_lightning.PPO"
+    for index, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        value = value if equals else next(iter(args[index + 1 : index + 2]), "")
+        if flag in ("--config", "-c"):
+            with contextlib.suppress(OSError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError):
+                named = yaml.safe_load(Path(value).read_text())["model"]["class_path"] or named
+        elif flag in ("--model", "--model.class_path"):
+            named = _class_path(value) or named
+    return named
+
+
+def _class_path(value: str) -> str | None:
+    """Of a part that is given by its name, or as a mapping."""
+    plain = yaml.safe_load(value) if value.startswith("{") else value
+    return plain.get("class_path") if isinstance(plain, dict) else plain
+
+
 def _split(args: Sequence[str]) -> Iterator[Sequence[str]]:
     for arg in args:
         yield arg.split("=", 1) if arg.startswith("--data.env=") else [arg]

@@ -62,7 +62,6 @@ def add_flags(parser: LightningArgumentParser) -> None:
         "--ckpt_path=last, best or hpc then mean this run and no other.",
     )
     parser.add_argument("--json", action="store_true", help="Print the evaluation as JSON, and nothing else.")
-    parser.set_defaults({"model": {"class_path": "ppo_lightning.PPO"}})
     for name in LINKED_SPACES:
         parser.link_arguments(
             f"data.{name}", f"model.init_args.{name}", compute_fn=space_to_dict, apply_on="instantiate"

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ppo_lightning.algorithms import PPO
+from ppo_lightning.algorithms import OnPolicyModule
 from ppo_lightning.callbacks import (
     BestCheckpoint,
     EnvStepProgressBar,
@@ -25,6 +25,7 @@ from ppo_lightning.cli.arguments import (
     callbacks_beside,
     check_config,
     check_mapping,
+    class_of_agent,
     config_of_run,
     name_env_class,
     root_of_run,
@@ -65,7 +66,7 @@ class PPOLightningCLI(ReportingCLI):
 
     def _run_command(self, args: Optional[Sequence[str]]) -> None:
         super().__init__(
-            PPO,
+            OnPolicyModule,
             RolloutDataModule,
             subclass_mode_model=True,
             save_config_callback=RunConfigCallback,
@@ -125,6 +126,8 @@ class PPOLightningCLI(ReportingCLI):
                 ]
             elif not values(given, "--init_from"):
                 read_checkpoint(checkpoint, "--ckpt_path")  # its own mistakes before those of missing settings
+        if given and given[0] in self.subcommands():
+            given.insert(1, f"--model={class_of_agent(given)}")
         self.config = parser.parse_args(write_nulls_out(name_env_class(given)))
 
     def _set_seed(self) -> None:

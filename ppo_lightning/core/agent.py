@@ -49,12 +49,14 @@ class RolloutEnd:
         state: its memory then.
         traces: the agent's own, what it keeps of each environment from rollout to rollout, ``(N,)`` each; empty where
             the environments start anew. Saved and restored with them.
+        num_epochs: passes over the rollout that the update will make.
         make_generators: one an environment, for what the update draws at random for its transitions.
     """
 
     obs: Observation
     state: State | None
     traces: dict[str, Tensor]
+    num_epochs: int
     make_generators: Callable[[], Sequence[torch.Generator]]
 
 

@@ -71,7 +71,7 @@ class Rollout(TensorClass["shadow"]):
     valid: Tensor
     episode_starts: Tensor
     next_obs: Tensor = None
-    extra: Tensor = None
+    extra: TensorDictBase = None
 
     @classmethod
     def allocate(cls, num_steps: int, obs: Observation, actions: Tensor, values: Tensor, **extra: Any) -> Rollout:
@@ -133,7 +133,7 @@ class PPOBatch(TensorClass["shadow"]):
 class ExtraBatch(PPOBatch):
     """Independent transitions with what else an agent learns from, a ``TensorDict`` of batch size ``(B,)``."""
 
-    extra: Tensor
+    extra: TensorDictBase
 
 
 class PPOSequenceBatch(TensorClass["shadow"]):
@@ -157,7 +157,7 @@ class PPOSequenceBatch(TensorClass["shadow"]):
 class ExtraSequenceBatch(PPOSequenceBatch):
     """Whole environments with what else an agent learns from, a ``TensorDict`` of batch size ``(N, T)``."""
 
-    extra: Tensor
+    extra: TensorDictBase
 
 
 def valid_rows(batch: BatchT, valid: Tensor) -> BatchT:

@@ -88,10 +88,13 @@ class Collector:
         warm_up(self.env, agent, seeds, self.num_steps)
         self._obs = None
 
-    def end(self, agent: Agent, make_generators: Callable[[], Sequence[torch.Generator]]) -> RolloutEnd:
+    def end(
+        self, agent: Agent, num_epochs: int, make_generators: Callable[[], Sequence[torch.Generator]]
+    ) -> RolloutEnd:
         """Where the environments stand after the last rollout."""
         assert self._obs is not None
-        return RolloutEnd(as_observation(self._obs, agent.device), self._state, self.traces, make_generators)
+        obs = as_observation(self._obs, agent.device)
+        return RolloutEnd(obs, self._state, self.traces, num_epochs, make_generators)
 
     def collect(self, agent: Agent, generators: Sequence[torch.Generator]) -> Rollout:
         """Play one rollout, with one generator for the action noise of each environment.

@@ -67,7 +67,7 @@ class RolloutDataset(IterableDataset[Batch]):
             self.collector.warm_up(self.agent, self.streams.warm_up_seeds())
         rollout = self.collector.collect(self.agent, self.streams.action_generators(iteration))
         self.on_rollout()
-        end = self.collector.end(self.agent, lambda: self.streams.update_generators(iteration))
+        end = self.collector.end(self.agent, self.epochs, lambda: self.streams.update_generators(iteration))
         batch = self.agent.prepare(rollout, end)
         minibatches = self._draw_minibatches(rollout, len(batch), iteration)
         phases = [phase.name for phase in self.phases for _ in range(phase.epochs * self.num_minibatches)]

@@ -1,6 +1,7 @@
 """The maths: pure functions of tensors."""
 
 from ppo_lightning.functional.advantages import (
+    continuing_advantage_estimation,
     discounted_sums,
     generalized_advantage_estimation,
     lambda_returns,
@@ -15,6 +16,7 @@ from ppo_lightning.functional.distributions import (
     MultiCategorical,
 )
 from ppo_lightning.functional.losses import (
+    advantage_loss,
     approx_kl_divergence,
     clip_fraction,
     ppo_clipped_policy_loss,
@@ -31,9 +33,11 @@ __all__ = [
     "Distribution",
     "MultiCategorical",
     "SquashedGaussian",
+    "advantage_loss",
     "approx_kl_divergence",
     "bounds_loss",
     "clip_fraction",
+    "continuing_advantage_estimation",
     "discounted_sums",
     "generalized_advantage_estimation",
     "l2c2_loss",

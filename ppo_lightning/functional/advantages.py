@@ -112,6 +112,42 @@ def n_step_returns(rewards: Tensor, next_values: Tensor, terminated: Tensor, tru
     return lambda_returns(rewards, next_values, terminated, truncated, gamma, 1.0)
 
 
+def continuing_advantage_estimation(
+    rewards: Tensor, values: Tensor, last_values: Tensor, valid: Tensor, gamma: float, gae_lambda: float
+) -> tuple[Tensor, Tensor]:
+    r"""GAE of a stream of rewards that goes on over the ends of episodes (Burda et al., arXiv 1810.12894, section 2.3).
+
+    .. math::
+        \delta_t = r_t + \gamma\,V(s_{t+1}) - V(s_t) \qquad A_t = \delta_t + \gamma\lambda\,A_{t+1}
+
+    where :math:`s_{t+1}` is what the agent acted on next, be it the first observation of another episode.
+
+    Args:
+        rewards: ``(T, N)``.
+        values: ``V(s_t)``, ``(T, N)``.
+        last_values: of the observations after the last step, ``(N,)``.
+        valid: ``(T, N)`` bool; a step that is not (one that only resets) is passed over.
+        gamma: discount a step.
+        gae_lambda: decay of the trace.
+
+    Returns:
+        ``(advantages, returns)``, each ``(T, N)``; ``returns = advantages + values``.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    check_same_shape(rewards=rewards, values=values, valid=valid)
+    check_same_shape(last_values=last_values, values_of_a_step=values[0])
+    advantages = torch.empty_like(rewards)
+    following, trace = last_values, torch.zeros_like(last_values)
+    for step in range(len(rewards) - 1, -1, -1):
+        new_trace = rewards[step] + gamma * following - values[step] + gamma * gae_lambda * trace
+        trace = torch.where(valid[step], new_trace, trace)
+        following = torch.where(valid[step], values[step], following)
+        advantages[step] = trace
+    return advantages, advantages + values
+
+
 def normalize_advantages(advantages: Tensor, moments: Tensor | None = None, eps: float = 1e-8) -> Tensor:
     """``(A - mean) / (std + eps)``, with the unbiased std.
 

@@ -41,6 +41,16 @@ def value_loss(values: Tensor, returns: Tensor, old_values: Tensor, clip_coef: f
     return 0.5 * errors.mean()
 
 
+def advantage_loss(predictions: Tensor, advantages: Tensor) -> Tensor:
+    r"""The mean squared error of predicted advantages (Raileanu and Fergus, arXiv 2102.10330, equation 3).
+
+    .. math::
+        L = \operatorname{mean}((A_\theta(s, a) - \hat A)^2)
+    """
+    check_same_shape(predictions=predictions, advantages=advantages)
+    return (predictions - advantages).square().mean()
+
+
 def approx_kl_divergence(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     r"""The low-variance estimate of :math:`KL(\text{old} \| \text{new})`: mean of :math:`(r - 1) - \log r`.
 

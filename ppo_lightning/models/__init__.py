@@ -2,9 +2,11 @@
 
 from ppo_lightning.models.actor_critic import ActorCritic, ImpalaPPOModel
 from ppo_lightning.models.coordination import CoordPPOModel, ImpalaCoordPPOModel
+from ppo_lightning.models.daac import DAACModel
 from ppo_lightning.models.encoders import Encoder, GridCNN, ImpalaCNN, MLPEncoder, NatureCNN
 from ppo_lightning.models.gaussian import PPOActor, PPOCritic, PPOModel
 from ppo_lightning.models.normalization import ObservationNormalizer
+from ppo_lightning.models.novelty import RandomNetworkDistillation, RNDModel
 from ppo_lightning.models.outputs import (
     GaussianModelOutput,
     MultiBinaryModelOutput,
@@ -16,6 +18,7 @@ from ppo_lightning.models.outputs import (
 __all__ = [
     "ActorCritic",
     "CoordPPOModel",
+    "DAACModel",
     "Encoder",
     "GaussianModelOutput",
     "GridCNN",
@@ -31,5 +34,7 @@ __all__ = [
     "PPOCritic",
     "PPOModel",
     "PPOModelOutput",
+    "RNDModel",
+    "RandomNetworkDistillation",
     "SquashedModelOutput",
 ]

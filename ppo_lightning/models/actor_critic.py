@@ -93,8 +93,11 @@ class ActorCritic(nn.Module):
     def _heads(self, hidden: Tensor, critic_hidden: Tensor) -> NetworkOutput:
         dtype = self.fc_policy.weight.dtype
         hidden, critic_hidden = hidden.to(dtype), critic_hidden.to(dtype)
+        return self._output(hidden, self.fc_value(critic_hidden).squeeze(-1))
+
+    def _output(self, hidden: Tensor, value: Tensor) -> NetworkOutput:
+        """What the actor's features ``(B, H)`` say, with this value ``(B,)``."""
         policy = self.fc_policy(hidden)
-        value = self.fc_value(critic_hidden).squeeze(-1)
         if self.is_continuous:
             return GaussianModelOutput(mean=policy, logstd=self.logstd, value=value, hidden=hidden)
         return self._logits_output(logits=policy, value=value, hidden=hidden)

@@ -85,9 +85,10 @@ class SquashedModelOutput(GaussianModelOutput):
 
 
 class ModelOutput(Protocol):
-    """What an agent reads of a network's output."""
+    """What an agent reads of a network's output; those with further heads read ``hidden (B, H)`` too."""
 
     value: Tensor
+    hidden: Tensor
 
     @property
     def distribution(self) -> Distribution: ...

@@ -116,7 +116,7 @@ def test_returns_are_of_the_normalised_rewards():
     ppo, rollout = make_ppo(normalize_rewards=True, norm_adv=False), random_rollout(5)
     ppo.build_network(make_data().observation_space, make_data().action_space)
     ppo.double().gather = alone
-    batch = ppo.prepare(rollout, RolloutEnd(rollout.obs[-1], None, {}, list))
+    batch = ppo.prepare(rollout, RolloutEnd(rollout.obs[-1], None, {}, 1, list))
     (rewards,) = slow_rewards([rollout], 0.9, 10.0)
     advantages, returns = generalized_advantage_estimation(
         rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.truncated, 0.9, 0.95

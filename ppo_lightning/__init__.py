@@ -1,6 +1,6 @@
 """PPO for PyTorch Lightning."""
 
-from ppo_lightning.algorithms import DAAC, PPO, RND, ClippedModule, OnPolicyModule
+from ppo_lightning.algorithms import DAAC, PPO, RND
 from ppo_lightning.callbacks import (
     BestCheckpoint,
     CoordinatorComparison,
@@ -44,9 +44,7 @@ __all__ = [
     "DAAC",
     "PPO",
     "RND",
-    "ClippedModule",
     "DAACModel",
-    "OnPolicyModule",
     "RNDModel",
     "RandomNetworkDistillation",
     "ActorCritic",

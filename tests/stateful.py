@@ -590,6 +590,38 @@ AGENTS = {
         "PPO",
         ["--data.env.id=tests.tasks:Lock-v0", "--data.env.kwargs={actions: several}", "--model.target_kl=1e-2"],
     ),
+    "RND": (
+        "RND",
+        [
+            "--model=RND",
+            "--model.network=RNDModel",
+            "--data.env=tests.ranks.tasks.NextStep",
+            "--data.env.id=tests.ranks.tasks:Hurry-v0",
+            "--model.novelty.hidden_sizes=[16]",
+            "--model.novelty.output_dim=8",
+            "--model.predictor_fraction=0.5",
+            "--model.init_obs_steps=42",
+            "--model.target_kl=1e-3",
+        ],
+    ),
+    "DAAC": (
+        "DAAC",
+        [
+            "--model=DAAC",
+            "--model.network=DAACModel",
+            "--data.env=tests.ranks.tasks.NextStep",
+            "--data.env.id=tests.ranks.tasks:Hurry-v0",
+            "--data.update_epochs=null",
+            "--model.policy_epochs=2",
+            "--model.value_epochs=3",
+            "--model.critic_learning_rate=0.03",
+            "--model.final_learning_rate=1e-3",
+            "--model.lr_decay_steps=300",
+            "--model.normalize_rewards=true",
+            "--model.target_kl=1e-3",
+            "--trainer.accumulate_grad_batches=2",
+        ],
+    ),
     "PPO of binary actions": ("PPO", ["--data.env.id=tests.tasks:Lock-v0", "--data.env.kwargs={actions: binary}"]),
 }
 """Every agent that the package exports, and every option of it that changes what ranks tell each other."""

@@ -94,8 +94,15 @@ def _pooled_std(means: Sequence[float], stds: Sequence[float], weights: Sequence
     return math.sqrt(_mean([std**2 + (own - mean) ** 2 for own, std in zip(means, stds)], weights))
 
 
+_SHOWN = {
+    *("learning_rate", "sps", "seconds", "episodes", "dropped_episodes", "first_ratio_error", "param_hash"),
+    *("loss", "policy_loss", "value_loss", "entropy", "explained_variance", "approx_kl"),
+}
+_PARTS = "_mean", "_std", "_fraction"  # a spread is shown as one; fractions are in their line
+
+
 def text_of(summary: dict[str, float], steps: int) -> str:
-    """The summary in a few lines; what is not known is left out."""
+    """The summary in a few lines; what is not known is left out, and what an agent adds comes last."""
     base = ["base_return"] if summary.get("base_return_mean") != summary.get("return_mean") else []
     fractions = [name for name in summary if name.endswith("_fraction") and name != "clip_fraction"]
     lines = [
@@ -106,6 +113,7 @@ def text_of(summary: dict[str, float], steps: int) -> str:
         [_number(summary, name) for name in ("loss", "policy_loss", "value_loss", "entropy")],
         [_spread(summary, "advantage"), _spread(summary, "value"), _number(summary, "explained_variance")],
         [_number(summary, name) for name in ("action_prob_mean", *fractions, "approx_kl", "clip_fraction")],
+        [_number(summary, name) for name in summary if name not in _SHOWN and not name.endswith(_PARTS)],
     ]
     return "\n  ".join("   ".join(filter(None, line)) for line in lines if any(line))
 

@@ -138,7 +138,7 @@ class Collector:
         self.episodes.add(result)
         if result.final_obs is not None and result.truncated.any():
             truncations.add(step, result, output.state, agent.device)
-        if self._rollout.next_obs is not None:
+        if agent.keeps_next_obs:
             self._rollout.add(step, next_obs=_following(result, agent.device))
         self._obs, self._starts = result.obs, result.episode_starts
         self._state = clear_state(agent, output.state, result.episode_starts)

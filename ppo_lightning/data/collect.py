@@ -198,7 +198,7 @@ class _HostColumns:
         self.valid[step] = result.valid
         self.episode_starts[step] = episode_starts
         if result.dropped is not None and step:
-            self._cut_before(step, result.dropped)
+            self._cut_before(step, result.dropped & ~result.valid)
 
     def _cut_before(self, step: int, dropped: Array) -> None:
         """Truncate episodes before a step that was lost: its observation was seen, so its value is at hand.

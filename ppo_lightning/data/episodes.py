@@ -50,7 +50,7 @@ class EpisodeStatistics:
 
     def add(self, step: StepResult) -> list[tuple[int, Episode]]:
         """Count one step; returns the episodes that it ended as ``(environment, episode)``."""
-        rewards = step.rewards * step.valid
+        rewards = (step.rewards if step.scores is None else step.scores) * step.valid
         self._returns += rewards
         self._base_returns += rewards if step.base_rewards is None else step.base_rewards * step.valid
         self.lengths += step.valid
@@ -59,6 +59,8 @@ class EpisodeStatistics:
                 self.drop(int(row))
                 self.dropped += 1
         ended = step.terminated | step.truncated
+        if step.goes_on is not None:
+            ended = ended & ~step.goes_on
         if not ended.any():
             return []
         rows = np.flatnonzero(ended)

@@ -43,10 +43,11 @@ class StepResult:
         base_rewards: ``(N,)`` rewards before costs, where an environment adds some.
         base_actions: ``(N, …)`` what the simulator was given, where that is not the action of the step: by the agent
             that a coordinator chose.
-        solved: ``(N,)`` bool, of use where an episode ended: whether it reached its goal; None from simulators that
-            do not say.
-        dropped: ``(N,)`` bool: the simulator failed in this step and was restarted, so the episode broke off before
-            it. The step is not ``valid`` and ends nothing; ``obs`` is the first of an episode. None where none is.
+        solved: ``(N,)`` bool, of use where an episode ended: whether it reached its goal; None where none is told.
+        dropped: ``(N,)`` bool: the simulator failed in this step and was restarted, so what is reported as an episode
+            broke off. ``obs`` is the first of one. The step is not ``valid`` unless it ended an episode itself.
+        scores: ``(N,)`` rewards as they are reported, where those to learn from are others: clipped ones.
+        goes_on: ``(N,)`` bool: only a life was lost with the episode that ended; reports count whole games.
     """
 
     obs: ArrayObservation
@@ -60,6 +61,8 @@ class StepResult:
     base_actions: Array | None = None
     solved: Array | None = None
     dropped: Array | None = None
+    scores: Array | None = None
+    goes_on: Array | None = None
 
 
 class VectorEnv(ABC):

@@ -121,9 +121,11 @@ class CoordinationVectorEnv(VectorEnv):
         costs = np.where(result.valid, self._costs.of(actions, self._previous), 0)
         self._previous = np.where(result.episode_starts, _NOBODY, actions)
         obs, final_obs = self._see(result.obs, result.episode_starts, result)
-        result.base_rewards = result.rewards if result.base_rewards is None else result.base_rewards
+        if result.base_rewards is None:
+            result.base_rewards = result.rewards if result.scores is None else result.scores
         result.base_actions = base_actions
         result.rewards = result.rewards.astype(np.float64) - costs
+        result.scores = None if result.scores is None else result.scores - costs
         result.obs, result.final_obs = obs, final_obs
         return result
 

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from ppo_lightning.core.errors import ConfigurationError, NotRestorableError
 from ppo_lightning.core.plain import from_plain, to_plain
 from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv, take_rows
+from ppo_lightning.envs.games import Games
 from ppo_lightning.envs.restart import DIED, RESTARTS, RestartBudget, derive_seed
 from ppo_lightning.envs.state import VectorState
 from ppo_lightning.envs.workers import Workers
@@ -36,6 +37,7 @@ class GymnasiumVectorEnv(VectorEnv):
         self.render_fps = int(self._metadata().get("render_fps") or 30)
         self._only_resets = np.zeros(self.num_envs, dtype=bool)
         self._broken_off: Array | None = None  # rows to reset in the next step
+        self._games = Games(self.num_envs, self.resets_in_next_step)
         self._states = VectorState(env)
         self._can_restart = can_restart
         self._budget = RestartBudget()
@@ -52,6 +54,7 @@ class GymnasiumVectorEnv(VectorEnv):
 
     def reset(self) -> ArrayObservation:
         self._only_resets[:], self._broken_off = False, None
+        self._games.forget(np.ones(self.num_envs, dtype=bool))
         self._states.forget_failure()
         obs, infos = self.env.reset(seed=self.seeds if self._states.is_one_each else self.seeds[0])
         if RESTARTS in infos:
@@ -93,12 +96,14 @@ class GymnasiumVectorEnv(VectorEnv):
         result = self._step(actions)
         if self._broken_off is not None:
             rows, self._broken_off = self._broken_off, None
-            running = rows & ~result.episode_starts  # the others were reset in this step, at an end of their own
+            # the others were reset in this step, at an end of their own
+            running = rows & ~(result.episode_starts & ~self._games.continued)
             if running.any():
                 obs, infos = self.env.reset(options={"reset_mask": running})
                 result.obs = _own(obs)
                 self._drop(result, infos, besides=running)
             result = self._without(result, rows)
+            self._games.forget(rows)
             self._only_resets &= ~rows
         return result
 
@@ -127,6 +132,8 @@ class GymnasiumVectorEnv(VectorEnv):
         result.terminated, result.truncated = result.terminated & ~rows, result.truncated & ~rows
         result.valid, result.episode_starts = result.valid & ~rows, result.episode_starts | rows
         result.dropped = None if result.dropped is None else result.dropped & ~rows
+        result.scores = None if result.scores is None else np.where(rows, 0, result.scores)
+        result.goes_on = None if result.goes_on is None else result.goes_on & ~rows
         return result
 
     def _step(self, actions: Array) -> StepResult:
@@ -142,6 +149,7 @@ class GymnasiumVectorEnv(VectorEnv):
             final_obs = self._final_obs(infos, np.flatnonzero(ended)) if ended.any() else None
         result = StepResult(obs, rewards, terminated, truncated, starts, valid, final_obs)
         self._drop(result, infos, besides=np.zeros_like(ended))
+        self._games.read(result, infos)
         return result
 
     def _final_obs(self, infos: dict[str, Any], rows: Array) -> ArrayObservation:
@@ -171,6 +179,7 @@ class GymnasiumVectorEnv(VectorEnv):
             "simulators": simulators,
             "only_resets": to_plain(self._only_resets),
             "broken_off": to_plain(self._broken_off),
+            "games": self._games.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -183,6 +192,8 @@ class GymnasiumVectorEnv(VectorEnv):
         only_resets = from_plain(state["only_resets"])
         self._states.load(state["simulators"], only_resets)
         self._only_resets, self._broken_off = only_resets, from_plain(state["broken_off"])
+        if "games" in state:  # not in older checkpoints
+            self._games.load_state_dict(state["games"])
 
     def render(self) -> Array:
         return np.stack([np.asarray(picture) for picture in self.env.render()])

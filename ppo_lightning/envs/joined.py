@@ -32,9 +32,11 @@ class JoinedVectorEnv(VectorEnv):
 
     def step(self, actions: Array) -> StepResult:
         results = [part.step(own) for part, own in zip(self.parts, self._split(actions))]
-        if any(result.dropped is not None for result in results):
-            for result in results:
-                result.dropped = np.zeros_like(result.valid) if result.dropped is None else result.dropped
+        for name in ("dropped", "goes_on"):
+            if any(getattr(result, name) is not None for result in results):
+                for result in results:
+                    if getattr(result, name) is None:
+                        setattr(result, name, np.zeros_like(result.valid))
         fields = [field.name for field in dataclasses.fields(StepResult)]
         return StepResult(**{name: _join([getattr(result, name) for result in results]) for name in fields})
 

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ppo_lightning.core.errors import ConfigurationError
+from ppo_lightning.envs.games import GOES_ON, SCORE
 
 _Array = np.ndarray[Any, Any]
 
@@ -54,3 +55,82 @@ class NoisyObservation(gymnasium.ObservationWrapper):
         """The observation twice, once with noise."""
         noise = self.std * self.env.unwrapped.np_random.standard_normal(observation.shape)
         return {"noisy": (observation + noise).astype(observation.dtype), "clean": observation}
+
+
+class EpisodicLife(gymnasium.Wrapper):
+    """Ends an episode with each life, and the game only with the last: the next episode goes on where a life was lost.
+
+    Gymnasium's own (``AtariPreprocessing(terminal_on_life_loss=True)``) starts the game anew, so that an agent never
+    sees what comes after its first life. ``info[GOES_ON]`` tells whole games from lives.
+
+    Args:
+        env: its ``info`` has ``lives``.
+        first_action: what the next life begins with, in the agent's place.
+
+    Raises:
+        ConfigurationError: no lives, at the first reset.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], first_action: int = 0) -> None:
+        super().__init__(env)
+        self.first_action = first_action
+        self._lives = 0
+        self._goes_on = False
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step; a lost life is an end."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        left = int(info["lives"])
+        # without lives left some games (Qbert) still play for some frames before they are over
+        self._goes_on = 0 < left < self._lives and not (terminated or truncated)
+        self._lives = left
+        return obs, reward, terminated or self._goes_on, truncated, self._with_note(info)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Go on with the next life; a reset that is told something, or in the midst of a life, starts the game anew."""
+        if self._goes_on and seed is None and options is None:
+            obs, _, terminated, truncated, info = self.env.step(self.first_action)
+            self._goes_on = not (terminated or truncated)
+        else:
+            self._goes_on = False
+        if not self._goes_on:
+            obs, info = self.env.reset(seed=seed, options=options)
+            if "lives" not in info:
+                raise ConfigurationError(
+                    "--data.env.wrappers: EpisodicLife is for games with lives, which their info has as 'lives': leave "
+                    "it out."
+                )
+        info, self._goes_on = self._with_note(info), False
+        self._lives = int(info["lives"])
+        return obs, info
+
+    def _with_note(self, info: dict[str, Any]) -> dict[str, Any]:
+        return {**info, GOES_ON: True} if self._goes_on else info
+
+
+class FireReset(gymnasium.Wrapper):
+    """Presses the button that starts the game, after each reset.
+
+    Args:
+        env: what starts with ``action``.
+        action: that presses the button.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], action: int) -> None:
+        super().__init__(env)
+        self.action = action
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset and press."""
+        self.env.reset(seed=seed, options=options)
+        obs, _, terminated, truncated, info = self.env.step(self.action)
+        return self.env.reset(options=options) if terminated or truncated else (obs, info)
+
+
+class ReportedReward(gymnasium.Wrapper):
+    """Rewards as they are here are what is reported; wrappers around this one change those to learn from."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step, and note the reward."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward, terminated, truncated, {**info, SCORE: float(reward)}

@@ -45,7 +45,7 @@ $(SETUP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.10, 3.11 or 3.12 was found: install one, or name it with make PYTHON=/path/to/python."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip --constraint constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[procgen,box2d,minigrid,mujoco,video,plot,export,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[procgen,box2d,minigrid,mujoco,atari,envpool,video,plot,export,dev]'
 	touch $@
 
 clean:  ## remove .venv and caches

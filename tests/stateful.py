@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
+import pytest
 from gymnasium import spaces, wrappers
 from gymnasium.vector import AutoresetMode
 
-from ppo_lightning.envs import CoordinationEnv, EnvFactory, GymnasiumEnv, ProcgenEnv
+from ppo_lightning.envs import AtariEnv, CoordinationEnv, EnvFactory, GymnasiumEnv, ProcgenEnv
 from ppo_lightning.envs.state import CODECS
 from ppo_lightning.envs.wrappers import NoisyObservation
 from tests.commands import WALK
@@ -214,6 +215,15 @@ def mujoco(name, *wrapping, title="", **settings):
     """In episodes of at most thirty steps."""
     sizes = {"before": 40, "after": 40, "num_envs": 2}
     return case(f"MuJoCo {name}{title}", f"{name}-v5", limit(30), *wrapping, needs=("mujoco",), **sizes, **settings)
+
+
+def atari(game, title="", proves="", mode=None, **settings):
+    """An Atari game of small pictures, whose start takes few frames."""
+    factory = AtariEnv(f"ALE/{game}-v5", **{"screen_size": 20, "noop_max": 5} | settings)
+    make = factory.make if mode is None else lambda seeds: _make_in_mode(factory._games(), mode, seeds)
+    keys = tuple(_full(short) for short in proves.split())
+    sizes = {"before": 60, "after": 70, "num_envs": 2}
+    return [Simulator(f"Atari {game}{title}", factory, make, keys, ("ale_py", "cv2"), **sizes)]
 
 
 CHECKS = "common:PassiveEnvChecker common:OrderEnforcing common:TimeLimit restart:Restarting"
@@ -487,6 +497,23 @@ SIMULATORS = [
         name="picture of the view",
         proves="wrappers:RGBImgPartialObsWrapper",
     ),
+    *atari(
+        "Breakout",
+        proves="env:AtariEnv atari_preprocessing:AtariPreprocessing wrappers:EpisodicLife wrappers:FireReset "
+        "wrappers:ReportedReward",
+    ),
+    *atari("Breakout", " sticky async", repeat_action_probability=0.5, vectorization="async"),
+    *atari("Breakout", " next step", mode=AutoresetMode.NEXT_STEP),
+    *atari("Pong", " with a limit", max_num_frames=99, frame_skip=1, frame_stack=1),
+    *atari(
+        "Qbert",
+        " of whole games",
+        episodic_life=False,
+        fire_reset=False,
+        clip_rewards=False,
+        noop_max=0,
+        max_num_frames=199,
+    ),
     *(
         Simulator(f"Procgen {game}", factory, factory.make, (), needs=("procgen",), before=90, after=300)
         for game in ("coinrun", "starpilot", "bigfish")
@@ -622,6 +649,20 @@ AGENTS = {
             "--trainer.accumulate_grad_batches=2",
         ],
     ),
+    "PPO of an Atari game": (
+        "PPO",
+        [
+            "--data.env=AtariEnv",
+            "--data.env.id=ALE/Breakout-v5",
+            "--data.env.screen_size=36",
+            "--data.env.noop_max=3",
+            "--model.network.encoder=NatureCNN",
+            "--model.network.encoder.hidden_dim=16",
+            "--model.network.shared=true",
+            "--evaluation.num_episodes=2",
+            "--evaluation.max_num_steps=50",
+        ],
+    ),
     "PPO of binary actions": ("PPO", ["--data.env.id=tests.tasks:Lock-v0", "--data.env.kwargs={actions: binary}"]),
 }
 """Every agent that the package exports, and every option of it that changes what ranks tell each other."""
@@ -629,4 +670,7 @@ AGENTS = {
 
 def agent_flags(name):
     """A run of ten iterations on one rank with 4 environments, or on two with 2: add the two ranks' flags."""
+    if "Atari" in name:
+        pytest.importorskip("ale_py")
+        pytest.importorskip("cv2")
     return [*WALK, *_TINY, "--data.total_timesteps=480", "--trainer.precision=64-true", *AGENTS[name][1]]

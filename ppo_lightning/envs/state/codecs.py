@@ -6,6 +6,7 @@ Every entry has a case in ``tests/stateful.py``, which proves it.
 
 from __future__ import annotations
 
+from ppo_lightning.envs.state.atari import AtariGame
 from ppo_lightning.envs.state.fields import Codec, Fields
 from ppo_lightning.envs.state.minigrid import MiniGridWorld
 from ppo_lightning.envs.state.mujoco import MujocoWorld
@@ -118,7 +119,19 @@ _MINIGRID_WRAPPERS = {
     "StochasticActionWrapper": _wrapper("", "prob random_action"),
 }
 
+_OWN_WRAPPERS = {
+    "NoisyObservation": _wrapper("", "std"),
+    "EpisodicLife": _wrapper("_lives _goes_on", "first_action"),
+    "FireReset": _wrapper("", "action"),
+    "ReportedReward": _wrapper(),
+}
+
 _WRAPPERS = {
+    # lives and game_over are of the last step, the second buffer may be of an older one
+    "atari_preprocessing:AtariPreprocessing": _wrapper(
+        "obs_buffer lives game_over",
+        "noop_max frame_skip screen_size terminal_on_life_loss grayscale_obs grayscale_newaxis scale_obs",
+    ),
     # checks only, which a fresh one makes anew
     "common:PassiveEnvChecker": _wrapper(
         "", "checked_reset checked_step checked_render close_called checked_data_reuse _previous_data"
@@ -180,7 +193,8 @@ CODECS: dict[str, Codec] = {
     **{f"gymnasium.wrappers.{name}": codec for name, codec in _WRAPPERS.items()},
     **{f"minigrid.envs.{name}": codec for name, codec in _MINIGRID.items()},
     **{f"minigrid.wrappers:{name}": codec for name, codec in _MINIGRID_WRAPPERS.items()},
-    "ppo_lightning.envs.wrappers:NoisyObservation": _wrapper("", "std"),
+    **{f"ppo_lightning.envs.wrappers:{name}": codec for name, codec in _OWN_WRAPPERS.items()},
+    "ale_py.env:AtariEnv": AtariGame(),
     # the limit is told again, and whether it is open is its own
     "ppo_lightning.envs.restart:Restarting": _wrapper("first_seed restarts", "_make _is_open _limit"),
 }

@@ -162,7 +162,8 @@ def _check_id(id: str) -> None:
             f"--data.env.id={id}: AtariEnv has settings of its own for what the names of older versions stand for; "
             f"use {same[0]}."
         )
-    hint = close_names(id, games) or close_names(f"ALE/{id}-v5", games) or " Ids are like ALE/Breakout-v5."
+    full = f"ALE/{id}-v5"
+    hint = f" Did you mean {full}?" if full in games else close_names(id, games) or " Ids are like ALE/Breakout-v5."
     what = "is no Atari game: use GymnasiumEnv for it." if spec is not None else f"is not known to ale-py.{hint}"
     raise ConfigurationError(f"--data.env.id={id} {what}")
 

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ppo_lightning.algorithms.clipped import ClippedModule
+from ppo_lightning.algorithms.network import Head, check_heads
 from ppo_lightning.algorithms.normalization import advantage_normalizer, reward_normalizer
 from ppo_lightning.algorithms.objective import ClippedObjective
 from ppo_lightning.algorithms.optimization import Optimization, OptimizerBuilder, SchedulerBuilder
@@ -137,6 +138,11 @@ class DAAC(ClippedModule):
                 f"--model.network={type(self._net).__name__} is no network for DAAC ({reason}): take DAACModel, or one "
                 "with its methods policy, values and advantages."
             )
+        heads: dict[str, Head] = {
+            "values": lambda obs, output, actions: self._net.values(obs),
+            "advantages": lambda obs, output, actions: self._net.advantages(self._net.policy(obs).hidden, actions),
+        }
+        check_heads(self._net, observation_space, action_space, heads)
 
     def phases(self, update_epochs: int | None) -> Sequence[Phase]:
         """The value network's epochs, then the policy network's, which ``target_kl`` may cut short."""

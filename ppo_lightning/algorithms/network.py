@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from gymnasium import spaces
-from torch import nn
+from torch import Tensor, nn
 
 from ppo_lightning.core.checkpoint import NetworkBuilder
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.instantiate import build_from_config
+from ppo_lightning.core.rollout import Observation
 from ppo_lightning.core.spaces import check_spaces, sample_rows
 from ppo_lightning.functional.distributions import draw_noise
 from ppo_lightning.models.actor_critic import as_observation
 from ppo_lightning.models.outputs import run_network
+
+Head = Callable[[Observation, Any, Tensor], Tensor]
+"""Takes observations, the network's output for them and actions; gives one number each."""
 
 _BATCH = 2
 
@@ -75,16 +79,45 @@ def _name(builder: Any) -> str:
     return str(getattr(named, "__name__", named))
 
 
+def check_heads(
+    network: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], heads: Mapping[str, Head]
+) -> None:
+    """Try the further heads that an agent reads, each by its name and what calls it.
+
+    Raises:
+        ConfigurationError: one of them fails, or gives anything but one number an observation.
+    """
+    name = type(network).__name__
+    for head, call in heads.items():
+        try:
+            with torch.no_grad():
+                shape = tuple(call(*_try(network, observation_space, action_space)).shape)
+        except Exception as error:
+            reason = f"fails ({type(error).__name__}: {' '.join(str(error).split())})"
+        else:
+            reason = f"gives a shape of {shape} for {_BATCH} observations" if shape != (_BATCH,) else ""
+        if reason:
+            raise ConfigurationError(
+                f"--model.network: {head} of {name} {reason}: it must give ({_BATCH},), one number an observation."
+            )
+
+
+def _try(
+    network: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+) -> tuple[Observation, Any, Tensor]:
+    """Some observations, the network's output for them, and actions of it."""
+    obs = as_observation(sample_rows(observation_space, _BATCH), next(network.parameters()).device)
+    memory = getattr(network, "initial_state", None)
+    output, _ = run_network(network, obs, None if memory is None else memory(_BATCH))
+    noise = draw_noise(action_space, 1, [torch.Generator()] * _BATCH, torch.float32, output.value.device)[0]
+    return obs, output, output.distribution.sample(noise)
+
+
 def _check_fit(network: nn.Module, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
     name = type(network).__name__
-    sample = sample_rows(observation_space, _BATCH)
     try:
         with torch.no_grad():
-            obs = as_observation(sample, next(network.parameters()).device)
-            memory = getattr(network, "initial_state", None)
-            output, _ = run_network(network, obs, None if memory is None else memory(_BATCH))
-            noise = draw_noise(action_space, 1, [torch.Generator()] * _BATCH, torch.float32, output.value.device)[0]
-            actions = output.distribution.sample(noise)
+            _, output, actions = _try(network, observation_space, action_space)
             shapes = tuple(output.value.shape), tuple(output.distribution.log_prob(actions).shape)
     except ConfigurationError:
         raise

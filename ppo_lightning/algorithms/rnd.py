@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppo_lightning.algorithms.batches import batch_of
 from ppo_lightning.algorithms.clipped import ClippedModule
-from ppo_lightning.algorithms.network import build_part
+from ppo_lightning.algorithms.network import Head, build_part, check_heads
 from ppo_lightning.algorithms.normalization import RewardNormalizer, advantage_normalizer
 from ppo_lightning.algorithms.objective import ClippedObjective
 from ppo_lightning.algorithms.optimization import Optimization, OptimizerBuilder, SchedulerBuilder
@@ -145,6 +145,10 @@ class RND(ClippedModule):
                 f"--model.network={type(self._net).__name__} has no value head for intrinsic rewards: take RNDModel, "
                 "or a network with its method intrinsic_values."
             )
+        heads: dict[str, Head] = {
+            "intrinsic_values": lambda obs, output, actions: self._net.intrinsic_values(output.hidden)
+        }
+        check_heads(self._net, observation_space, action_space, heads)
         self.novelty = build_part(NoveltyBuilder, self._novelty_builder, "--model.novelty", observation_space)
 
     # -- a rollout

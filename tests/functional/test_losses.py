@@ -6,7 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppo_lightning.functional import approx_kl_divergence, clip_fraction, ppo_clipped_policy_loss, value_loss
+from ppo_lightning.functional import (
+    advantage_loss,
+    approx_kl_divergence,
+    clip_fraction,
+    ppo_clipped_policy_loss,
+    value_loss,
+)
 
 COLUMN, ROW = torch.zeros(5, 1), torch.zeros(5)
 
@@ -83,6 +89,14 @@ def test_kl_estimate_is_never_negative_and_zero_for_equal_policies(rows):
     assert approx_kl_divergence(rows[0], rows[0]).item() == 0
 
 
+def test_advantage_loss_matches_numbers_computed_by_hand():
+    predictions = vector(1, 2, -3).requires_grad_()
+    loss = advantage_loss(predictions, vector(3, 2, -1))
+    assert loss.item() == pytest.approx((4 + 0 + 4) / 3, rel=1e-15)  # a mean over the batch, and no half of it
+    loss.backward()
+    torch.testing.assert_close(predictions.grad, vector(-4, 0, -4) / 3, rtol=1e-15, atol=0)
+
+
 def test_kl_estimate_of_a_tiny_change_keeps_its_digits_in_float32():
     # half the square of the change, which (ratio - 1) - log ratio would round to noise
     change = torch.full((8,), 1e-3)
@@ -105,6 +119,7 @@ def test_clip_fraction_counts_both_sides():
         (lambda: value_loss(ROW, COLUMN, ROW, None), "returns", "values"),
         (lambda: value_loss(ROW, ROW, COLUMN, 0.2), "old_values", "values"),
         (lambda: approx_kl_divergence(ROW, COLUMN), "old_log_probs", "log_probs"),
+        (lambda: advantage_loss(ROW, COLUMN), "advantages", "predictions"),
     ],
 )
 def test_a_column_beside_a_row_is_refused_by_both_shapes(call, name, first):

@@ -60,7 +60,7 @@ class ActorCritic(nn.Module):
                 "--model.network.shared=true and --model.network.critic_encoder contradict each other: leave one out."
             )
         self.embedder = encoder(observation_space)
-        with errors_of_critic_encoder(critic_encoder):
+        with errors_of_encoder(critic_encoder, "--model.network.critic_encoder"):
             self.critic_embedder = None if shared else (critic_encoder or encoder)(observation_space)
         self.hidden_dim = self.embedder.output_dim
         self.is_continuous = isinstance(action_space, spaces.Box)
@@ -130,15 +130,14 @@ class ImpalaPPOModel(ActorCritic):
 
 
 @contextlib.contextmanager
-def errors_of_critic_encoder(critic_encoder: Any) -> Iterator[None]:
-    """Let an encoder's errors name ``--model.network.critic_encoder`` where it was asked for there."""
+def errors_of_encoder(encoder: Any, flag: str) -> Iterator[None]:
+    """Let the errors of an encoder name the flag by which it was asked for; None was not asked for there."""
     try:
         yield
     except ConfigurationError as error:
-        if critic_encoder is None:
+        if encoder is None:
             raise
-        message = str(error).replace("--model.network.encoder", "--model.network.critic_encoder")
-        raise ConfigurationError(message) from error
+        raise ConfigurationError(str(error).replace("--model.network.encoder", flag)) from error
 
 
 def in_full_precision(device: torch.device) -> AbstractContextManager[Any]:

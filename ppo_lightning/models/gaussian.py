@@ -20,7 +20,7 @@ from ppo_lightning.functional.squashed import SquashedGaussian
 from ppo_lightning.models.actor_critic import (
     RawObservation,
     as_observation,
-    errors_of_critic_encoder,
+    errors_of_encoder,
     in_full_precision,
 )
 from ppo_lightning.models.encoders import Encoder, MLPEncoder
@@ -174,7 +174,7 @@ class PPOModel(TensorDictModuleBase):
     ) -> None:
         super().__init__()
         self.actor = PPOActor(observation_space, action_space, encoder, std, initial_logstd, squash, rescale_actions)
-        with errors_of_critic_encoder(critic_encoder):
+        with errors_of_encoder(critic_encoder, "--model.network.critic_encoder"):
             self.critic = PPOCritic(observation_space, critic_encoder or encoder)
         self.in_keys = list(dict.fromkeys([*self.actor.in_keys, *self.critic.in_keys]))
         self.out_keys = [*self.actor.out_keys, *self.critic.out_keys]

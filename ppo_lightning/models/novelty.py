@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ppo_lightning.core.errors import ConfigurationError, check_range, close_names
 from ppo_lightning.core.rollout import Observation
 from ppo_lightning.functional.moments import merge_moments, moments_of_rows, pool_moments
-from ppo_lightning.models.actor_critic import ActorCritic, in_full_precision
+from ppo_lightning.models.actor_critic import ActorCritic, errors_of_encoder, in_full_precision
 from ppo_lightning.models.encoders import Encoder, MLPEncoder, NatureCNN, is_image
 from ppo_lightning.models.initialization import VALUE_GAIN, orthogonal_
 from ppo_lightning.models.normalization import RunningMoments
@@ -72,8 +72,9 @@ class RandomNetworkDistillation(nn.Module):
         self.statistics = RunningMoments((math.prod(shape),))
         space = spaces.Box(-obs_clip, obs_clip, shape, np.float32)
         build = encoder or (NatureCNN if is_image(space) else MLPEncoder)
-        self.target = _network(build(space), [], output_dim).requires_grad_(False)
-        self.predictor = _network(build(space), hidden_sizes, output_dim)
+        with errors_of_encoder(build, f"{_FLAG}.encoder"):
+            self.target = _network(build(space), [], output_dim).requires_grad_(False)
+            self.predictor = _network(build(space), hidden_sizes, output_dim)
 
     def select(self, obs: Observation) -> Tensor:
         """What is looked at of observations ``(…, *shape)``: a view, in their own dtype."""
@@ -155,12 +156,12 @@ def _seen_part(space: spaces.Space[Any], key: str | None) -> tuple[str | None, s
         part: spaces.Space[Any] = space
     else:
         boxes = [name for name, part in space.items() if isinstance(part, spaces.Box)]
-        if key is None and len(boxes) != 1:
+        if key is None and len(boxes) > 1:
             raise ConfigurationError(
-                f"{_FLAG}.obs_key is missing: the observation has the keys {', '.join(space)}; name the one whose "
+                f"{_FLAG}.obs_key is missing: the observation has the keys {', '.join(boxes)}; name the one whose "
                 "novelty is rewarded."
             )
-        key = boxes[0] if key is None else key
+        key = next(iter(boxes or space)) if key is None else key
         if key not in space.spaces:
             raise ConfigurationError(
                 f"{_FLAG}.obs_key={key} is none of the observation's keys {', '.join(space)}.{close_names(key, space)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +23,7 @@ from ppo_lightning.core.rollout import (
     state_to_plain,
 )
 from ppo_lightning.data.episodes import EpisodeStatistics
+from ppo_lightning.data.finite import check_finite_observation
 from ppo_lightning.data.warm_up import warm_up
 from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv
 from ppo_lightning.models.actor_critic import as_observation
@@ -259,30 +260,6 @@ def clear_state(agent: Agent, state: State | None, episode_starts: Array) -> Sta
     cleared = state.clone()
     cleared[rows] = cast(Any, agent.initial_state(len(rows)))
     return cleared
-
-
-def check_finite_observation(obs: ArrayObservation, place: str, envs: Array | None = None) -> None:
-    """Raise :class:`TrainingError` naming environment and place for a NaN or infinity in a float observation.
-
-    ``envs`` are the environments that the rows belong to, where they are not all of them in order.
-    """
-    for key, values in _leaves(obs):
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            row = int(np.argwhere(~np.isfinite(values))[0][0])
-            row = row if envs is None else int(envs[row])
-            name = f"observation {key!r}" if key else "observation"
-            raise TrainingError(
-                f"The {name} of environment {row} {place} is not finite: training stopped before it reached the "
-                "network; the environment needs mending."
-            )
-
-
-def _leaves(obs: ArrayObservation, prefix: str = "") -> Iterator[tuple[str, Array]]:
-    if not isinstance(obs, dict):
-        yield prefix, obs
-        return
-    for key, part in obs.items():
-        yield from _leaves(part, f"{prefix}.{key}" if prefix else key)
 
 
 def _cat(parts: Sequence[Any]) -> Any:

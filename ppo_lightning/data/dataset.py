@@ -65,6 +65,7 @@ class RolloutDataset(IterableDataset[Batch]):
         self.streams.seed_globals(iteration)
         if not iteration and self.agent.warm_up_steps:
             self.collector.warm_up(self.agent, self.streams.warm_up_seeds())
+            self.streams.seed_globals(iteration)  # the rollout begins as if it were the first thing that is played
         rollout = self.collector.collect(self.agent, self.streams.action_generators(iteration))
         self.on_rollout()
         end = self.collector.end(self.agent, self.epochs, lambda: self.streams.update_generators(iteration))

@@ -13,6 +13,7 @@ from tensordict import TensorDict, TensorDictBase
 
 from ppo_lightning.core.agent import Agent
 from ppo_lightning.core.rollout import Observation
+from ppo_lightning.data.finite import check_finite_observation
 from ppo_lightning.envs.base import Array, VectorEnv
 from ppo_lightning.models.actor_critic import as_observation
 
@@ -27,6 +28,9 @@ def warm_up(env: VectorEnv, agent: Agent, seeds: Sequence[int], chunk: int) -> N
         agent: looks at the observations.
         seeds: of the actions, one an environment.
         chunk: steps of all environments that are looked at together.
+
+    Raises:
+        TrainingError: an observation is not finite.
     """
     draws = [_Draw(env.action_space, seed) for seed in seeds]
     steps = -(-agent.warm_up_steps // env.num_envs)
@@ -36,6 +40,7 @@ def warm_up(env: VectorEnv, agent: Agent, seeds: Sequence[int], chunk: int) -> N
             seen = []
             for _ in range(min(chunk, steps - first)):
                 result = env.step(np.stack([draw() for draw in draws]))
+                check_finite_observation(result.obs, "after a random action before the first rollout")
                 obs = as_observation(result.obs, agent.device)
                 seen.append(obs[torch.from_numpy(result.valid).to(agent.device)])
             agent.warm_up(_cat(seen))

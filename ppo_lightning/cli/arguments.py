@@ -52,18 +52,29 @@ def write_nulls_out(args: Sequence[str]) -> list[str]:
     """``--model.network.encoder.normalizer=null`` as a mapping: as a flag the parser would hand a class within a class
     the word ``None``.
     """
-    written = list(args)
-    for index, arg in enumerate(args):
+    written: list[str] = []
+    for arg in args:
         flag, equals, value = arg.partition("=")
-        is_apart = not equals and args[index + 1 : index + 2] == ["null"]
-        match = re.fullmatch(r"(--model\.\w+)\.([\w.]+)", flag)
-        if match is None or not (value == "null" or is_apart):
-            continue
-        mapping: Any = None
-        for key in reversed([key for key in match[2].split(".") if key != "init_args"]):
-            mapping = {"init_args": {key: mapping}}
-        written[index : index + 1 + is_apart] = [f"{match[1]}={json.dumps(mapping)}", *[""] * is_apart]
-    return [arg for arg in written if arg]
+        is_apart = not equals and arg == "null" and bool(written)
+        if is_apart:
+            flag = written[-1]
+        mapping = _null_within(flag) if is_apart or value == "null" else None
+        if mapping is None:
+            written.append(arg)
+        else:
+            written[len(written) - is_apart :] = [mapping]
+    return written
+
+
+def _null_within(flag: str) -> str | None:
+    """The argument that says null for a part within a part of the model; None of other flags."""
+    if re.fullmatch(r"--model(\.\w+){2,}", flag) is None:
+        return None
+    part, *keys = [key for key in flag.split(".")[1:] if key != "init_args"]
+    mapping: Any = None
+    for key in reversed(keys):
+        mapping = {"init_args": {key: mapping}}
+    return f"--model.{part}={json.dumps(mapping)}" if keys else None
 
 
 def class_of_agent(args: Sequence[str]) -> str:
@@ -85,8 +96,12 @@ def class_of_agent(args: Sequence[str]) -> str:
 
 def _class_path(value: str) -> str | None:
     """Of a part that is given by its name, or as a mapping."""
-    plain = yaml.safe_load(value) if value.startswith("{") else value
-    return plain.get("class_path") if isinstance(plain, dict) else plain
+    if not value.startswith("{"):
+        return value
+    with contextlib.suppress(yaml.YAMLError):  # the parser will refuse it
+        plain = yaml.safe_load(value)
+        return plain.get("class_path") if isinstance(plain, dict) else None
+    return None
 
 
 def _split(args: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -3,7 +3,17 @@
 from ppo_lightning.envs.atari import AtariEnv
 from ppo_lightning.envs.base import EnvFactory, StepResult, VectorEnv
 from ppo_lightning.envs.coordination import CoordinationEnv
+from ppo_lightning.envs.envpool import EnvpoolEnv
 from ppo_lightning.envs.gymnasium import GymnasiumEnv
 from ppo_lightning.envs.procgen import ProcgenEnv
 
-__all__ = ["AtariEnv", "CoordinationEnv", "EnvFactory", "GymnasiumEnv", "ProcgenEnv", "StepResult", "VectorEnv"]
+__all__ = [
+    "AtariEnv",
+    "CoordinationEnv",
+    "EnvFactory",
+    "EnvpoolEnv",
+    "GymnasiumEnv",
+    "ProcgenEnv",
+    "StepResult",
+    "VectorEnv",
+]

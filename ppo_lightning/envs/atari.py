@@ -102,7 +102,7 @@ class AtariEnv(EnvFactory):
     def _wrappers(self) -> list[Callable[[Any], Any]]:
         """From the innermost to the outermost."""
         preprocess = functools.partial(
-            wrappers.AtariPreprocessing,
+            _preprocess,
             noop_max=self.noop_max,
             frame_skip=self.frame_skip,
             screen_size=self.screen_size,
@@ -166,6 +166,16 @@ def _check_id(id: str) -> None:
     hint = f" Did you mean {full}?" if full in games else close_names(id, games) or " Ids are like ALE/Breakout-v5."
     what = "is no Atari game: use GymnasiumEnv for it." if spec is not None else f"is not known to ale-py.{hint}"
     raise ConfigurationError(f"--data.env.id={id} {what}")
+
+
+def _preprocess(env: gymnasium.Env[Any, Any], noop_max: int, **settings: Any) -> gymnasium.Env[Any, Any]:
+    meanings: list[str] = env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
+    if noop_max and meanings[0] != "NOOP":
+        raise ConfigurationError(
+            f"--data.env.noop_max={noop_max}: {env.spec.id if env.spec else env} has no action that does nothing; set "
+            "it to 0, or --data.env.full_action_space to true."
+        )
+    return wrappers.AtariPreprocessing(env, noop_max=noop_max, **settings)
 
 
 def fire_of(env: gymnasium.Env[Any, Any]) -> int | None:

@@ -13,6 +13,7 @@ from ppo_lightning.core.errors import ConfigurationError, NotRestorableError
 from ppo_lightning.core.plain import from_plain, to_plain
 from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv, take_rows
 from ppo_lightning.envs.games import Games
+from ppo_lightning.envs.resets import as_only_reset
 from ppo_lightning.envs.restart import DIED, RESTARTS, RestartBudget, derive_seed
 from ppo_lightning.envs.state import VectorState
 from ppo_lightning.envs.workers import Workers
@@ -102,7 +103,7 @@ class GymnasiumVectorEnv(VectorEnv):
                 obs, infos = self.env.reset(options={"reset_mask": running})
                 result.obs = _own(obs)
                 self._drop(result, infos, besides=running)
-            result = self._without(result, rows)
+            result = as_only_reset(result, rows)
             self._games.forget(rows)
             self._only_resets &= ~rows
         return result
@@ -121,20 +122,6 @@ class GymnasiumVectorEnv(VectorEnv):
         result.valid, result.episode_starts = result.valid & ~dropped, result.episode_starts | restarted
         result.dropped = dropped if result.dropped is None else result.dropped | dropped
         self._only_resets = self._only_resets & ~restarted
-
-    def _without(self, result: StepResult, rows: Array) -> StepResult:
-        """The step as if the environments in ``rows`` had only been reset."""
-        ended = np.flatnonzero(result.terminated | result.truncated)
-        if result.final_obs is not None:
-            kept = ~rows[ended]
-            result.final_obs = take_rows(result.final_obs, np.flatnonzero(kept)) if kept.any() else None
-        result.rewards = np.where(rows, 0, result.rewards)
-        result.terminated, result.truncated = result.terminated & ~rows, result.truncated & ~rows
-        result.valid, result.episode_starts = result.valid & ~rows, result.episode_starts | rows
-        result.dropped = None if result.dropped is None else result.dropped & ~rows
-        result.scores = None if result.scores is None else np.where(rows, 0, result.scores)
-        result.goes_on = None if result.goes_on is None else result.goes_on & ~rows
-        return result
 
     def _step(self, actions: Array) -> StepResult:
         obs, rewards, terminated, truncated, infos = self.env.step(self._to_env(actions))

@@ -203,6 +203,13 @@ def test_numbers_outside_their_range_are_refused(setting, message):
         AtariEnv("ALE/Pong-v5", **setting)
 
 
+def test_a_game_that_always_acts_starts_without_waiting():
+    with pytest.raises(ConfigurationError, match=r"--data.env.noop_max=30: ALE/Backgammon-v5 has no action that does"):
+        AtariEnv("ALE/Backgammon-v5").make([0])
+    AtariEnv("ALE/Backgammon-v5", noop_max=0).make([0]).close()
+    AtariEnv("ALE/Backgammon-v5", full_action_space=True).make([0]).close()
+
+
 @pytest.mark.parametrize(("module", "package"), [("ale_py", "ale-py"), ("cv2", "opencv-python-headless")])
 def test_a_missing_package_is_told_by_its_extra(module, package, monkeypatch):
     import importlib
@@ -303,7 +310,7 @@ def test_all_games_but_two_go_on_as_they_were_saved():
     assert len(_KEEP_OLD_PICTURES) == 2
     refused = 0
     for id in all_games():
-        factory, rng = AtariEnv(id, max_num_frames=2000), np.random.default_rng(1)
+        factory, rng = AtariEnv(id, max_num_frames=2000, full_action_space=True), np.random.default_rng(1)
         saved, restored = factory.make([1]), factory.make([2])
         saved.reset()
         try:

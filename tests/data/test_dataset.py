@@ -13,12 +13,12 @@ NUM_ENVS, NUM_STEPS = 2, 6
 class Run:
     """A dataset over the toy environment that counts its rollouts."""
 
-    def __init__(self, first_env=0, update_epochs=3, num_minibatches=4):
+    def __init__(self, first_env=0, update_epochs=3, num_minibatches=4, phases=None):
         self.agent, self.rollouts = ScriptedAgent(), 0
         self.dataset = RolloutDataset(
             self.agent,
             Collector(make_toy([first_env, first_env + 1]), NUM_STEPS),
-            [Phase("update", update_epochs)],
+            phases or [Phase("update", update_epochs)],
             num_minibatches,
             Streams(1, first_env, NUM_ENVS),
             lambda: self.rollouts,
@@ -86,3 +86,22 @@ def test_each_iteration_has_its_own_noise_and_order():
     assert sorted(rows(first)) == sorted(rows(second))
     noises = [set(torch.cat([batch.log_probs for batch in batches]).tolist()) for batches in (first, second)]
     assert not noises[0] & noises[1]
+
+
+def test_an_update_may_have_several_phases():
+    run = Run(phases=[Phase("value", 2), Phase("policy", 1)], num_minibatches=2)
+    batches = list(run.dataset)
+    assert len(batches) == len(run.dataset) == 6
+    assert run.dataset.epochs == 3
+    assert list(run.agent.phases_of_minibatches) == ["value"] * 4 + ["policy"] * 2
+    # as three epochs of one phase, in the same order
+    assert rows(batches) == rows(Run(num_minibatches=2).dataset)
+
+
+def test_the_agent_is_told_how_many_epochs_there_will_be():
+    run, ends = Run(phases=[Phase("value", 2), Phase("policy", 3)]), []
+    prepare = run.agent.prepare
+    run.agent.prepare = lambda rollout, end: (ends.append(end), prepare(rollout, end))[1]
+    list(run.dataset)
+    assert ends[0].num_epochs == 5
+    assert len(ends[0].make_generators()) == NUM_ENVS

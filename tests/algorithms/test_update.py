@@ -121,3 +121,67 @@ def test_an_iteration_without_numbers_of_its_rollout_reports_the_others():
         *("train/a", "train/b", "train/first_ratio_error"),
         *CLOCK,
     }
+
+
+# -- phases
+
+
+def value_minibatch(rank, value, weight=1.0):
+    rank.add_minibatch(None, {"train/value_loss": torch.tensor(value)}, weight)
+
+
+def test_each_phase_has_means_of_its_own_numbers():
+    def fill(rank):
+        for value in (1.0, 2.0, 6.0):
+            value_minibatch(rank, value)
+        minibatch(rank, 10.0, 30.0, ratio=1.5)
+        minibatch(rank, 20.0, 50.0, ratio=9.0)
+
+    (report,) = on_ranks(fill)
+    assert report == pytest.approx(
+        {"train/value_loss": 3.0, "train/a": 15.0, "train/b": 40.0, "train/first_ratio_error": 0.5, **CLOCK}
+    )
+
+
+def test_means_of_phases_are_of_everybody_together():
+    def fill(value, weight):
+        def fill_rank(rank):
+            value_minibatch(rank, value, weight)
+            minibatch(rank, value, 10 * value, weight=weight)
+
+        return fill_rank
+
+    one, other = on_ranks(fill(1.0, 0.5), fill(3.0, 1.5))
+    assert one == other
+    assert (one["train/value_loss"], one["train/a"], one["train/b"]) == (2.5, 2.5, 25.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_is_named_by_its_minibatch_of_the_whole_update(bad):
+    def fill(*values):
+        def fill_rank(rank):
+            for index, value in enumerate(values):
+                value_minibatch(rank, value) if index % 3 < 2 else minibatch(rank, value, 1.0)
+
+        return fill_rank
+
+    good = fill(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    for ranks, words in {
+        (fill(1.0, 1.0, bad, 1.0, 1.0, 1.0),): "^train/a became NaN or infinite in minibatch 2 of",
+        (fill(1.0, 1.0, 1.0, 1.0, bad, bad),): "^train/value_loss became NaN or infinite in minibatch 4 of",
+        (good, fill(1.0, 1.0, 1.0, 1.0, 1.0, bad)): "^train/a became NaN or infinite in minibatch 5 of",
+        (fill(1.0, 1.0, 1.0, bad, 1.0, 1.0), fill(1.0, 1.0, bad, 1.0, 1.0, 1.0)): "^train/a .* in minibatch 2 of",
+    }.items():
+        with pytest.raises(TrainingError, match=words):
+            on_ranks(*ranks)
+
+
+def test_minibatches_that_were_dropped_are_left_out_of_the_means_of_their_phase():
+    rank = UpdateStatistics()
+    for value in (1.0, math.nan, 3.0):
+        value_minibatch(rank, value)
+    minibatch(rank, math.nan, 1.0)
+    report = rank.report(100, CLOCK, lambda x: x.unsqueeze(0), bears_nan=True)
+    assert report["train/value_loss"] == 2.0
+    assert math.isnan(report["train/a"])
+    assert report["train/b"] == 1.0

@@ -17,6 +17,7 @@ from torch import nn
 
 from ppo_lightning import (
     ActorCritic,
+    DAACModel,
     GridCNN,
     GymnasiumEnv,
     ImpalaCNN,
@@ -25,6 +26,7 @@ from ppo_lightning import (
     NatureCNN,
     PPOModelOutput,
     PPOPolicy,
+    RNDModel,
     __version__,
     export_onnx,
 )
@@ -77,6 +79,8 @@ CASES = {
     "grid": Case("grid", "discrete", functools.partial(ActorCritic, encoder=GridCNN, shared=True)),
     "impala": Case("image", "box", functools.partial(ActorCritic, encoder=SMALL_IMPALA)),
     "impala-ppo": Case("image", "discrete", functools.partial(ImpalaPPOModel, channels=[4, 8], hidden_dim=16)),
+    "daac": Case("vector", "several", functools.partial(DAACModel, encoder=SMALL_MLP)),
+    "rnd": Case("vector", "box", functools.partial(RNDModel, encoder=SMALL_MLP)),
     "bits": Case("bits", "discrete", functools.partial(ActorCritic, encoder=SMALL_MLP)),
     "number": Case("number", "started", functools.partial(ActorCritic, encoder=SMALL_MLP)),
     "dict": Case(

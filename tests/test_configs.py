@@ -11,13 +11,14 @@ from tests.commands import LAST, METRICS, REPOSITORY, RUN, counters, load, rows,
 RUNNERS = "halfcheetah", "hopper", "walker2d", "ant", "humanoid"
 OVERLAYS = {"debug", "procgen_splits", "protomotions", *RUNNERS}
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if path.stem not in OVERLAYS)
-NEEDS = {"lunarlander": "Box2D", "procgen": "procgen", "minigrid": "minigrid", "mujoco": "mujoco"}
+NEEDS = {"lunarlander": "Box2D", "procgen": "procgen", "minigrid": "minigrid", "mujoco": "mujoco", "atari": "ale_py"}
+NEEDS["atari_pong"] = "envpool"
 AGENTS = "novice", "expert"
 DEBUG = REPOSITORY / "configs/debug.yaml"
 
 
 def needs(config):
-    package = NEEDS.get(config.stem.partition("_")[0])
+    package = NEEDS.get(config.stem, NEEDS.get(config.stem.partition("_")[0]))
     if package is not None and importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
 
@@ -38,6 +39,7 @@ def test_the_configurations_that_are_promised_are_there():
         "procgen_coinrun",
         "procgen_daac",
     }
+    alone |= {"atari_breakout", "atari_pong"}
     assert {path.stem for path in CONFIGS} == {*alone, *chains}
 
 

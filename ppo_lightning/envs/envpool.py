@@ -21,7 +21,7 @@ _OF_PROCGEN = "num_levels", "start_level", "use_backgrounds"
 
 
 class EnvpoolEnv(EnvFactory):
-    """An Atari or Procgen game of envpool's. Several times as fast as the others; it can't be saved and restored.
+    """An Atari or Procgen game of envpool's: the fast way. It can't be saved and restored.
 
     Args:
         id: ``Breakout-v5``, ``CoinrunHard-v0`` and the like.

@@ -1,4 +1,5 @@
 import builtins
+import functools
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from ppo_lightning import ActorCritic, NatureCNN
 from ppo_lightning.core.errors import ConfigurationError, NotRestorableError
 from ppo_lightning.data.collect import Collector
 from ppo_lightning.data.episodes import EpisodeStatistics
@@ -18,7 +20,9 @@ from ppo_lightning.envs import EnvpoolEnv
 from ppo_lightning.envs.envpool import EnvpoolAtari, EnvpoolProcgen
 from tests.commands import REPOSITORY
 from tests.envs.states import assert_same_step
+from tests.envs.test_atari import reference
 from tests.envs.test_games import Idle, Still
+from tests.runs import make_data, make_ppo, make_trainer
 
 
 class Scripted:
@@ -340,3 +344,35 @@ def test_nothing_is_printed():
     code = "from ppo_lightning.envs import EnvpoolEnv; EnvpoolEnv('Pong-v5').make([0]).close()"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@needs_envpool
+@pytest.mark.parametrize("game", ["Breakout", "Seaquest"])
+def test_its_pictures_are_those_of_gymnasiums_preprocessing(game):
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2")
+    env, other = EnvpoolEnv(f"{game}-v5", noop_max=1, episodic_life=False).make([1]), reference(game, noop_max=0)
+    env.reset(), other.reset(seed=1)
+    fire = other.unwrapped.get_action_meanings().index("FIRE")
+    other.unwrapped.step(fire)  # for one frame, where AtariEnv holds it for a step
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        action = rng.integers(env.action_space.n)
+        result, (obs, reward, *_) = env.step(np.array([action])), other.step(action)
+        assert result.scores[0] == reward
+        if number >= 3:
+            np.testing.assert_array_equal(result.obs[0], obs)
+    env.close()
+
+
+@needs_envpool
+def test_a_resumed_run_says_that_it_starts_fresh_episodes(tmp_path):
+    data = {"env": EnvpoolEnv("Pong-v5", screen_size=36), "num_envs": 2, "num_steps": 4, "iterations": 2}
+    small = functools.partial(ActorCritic, shared=True, encoder=functools.partial(NatureCNN, hidden_dim=4))
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(make_ppo(network=small), make_data(**data))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    with pytest.warns(UserWarning, match="fresh episodes, from new seeds: envpool does not save and restore"):
+        make_trainer(tmp_path).fit(
+            make_ppo(network=small), make_data(**data), ckpt_path=tmp_path / "one.ckpt", weights_only=True
+        )

@@ -39,7 +39,7 @@ def test_the_configurations_that_are_promised_are_there():
         "procgen_coinrun",
         "procgen_daac",
     }
-    alone |= {"atari_breakout", "atari_pong"}
+    alone |= {"atari_breakout", "atari_pong", "atari_rnd"}
     assert {path.stem for path in CONFIGS} == {*alone, *chains}
 
 

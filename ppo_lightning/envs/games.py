@@ -33,6 +33,7 @@ class Games:
         self.continued = np.zeros(num_envs, dtype=bool)
         """``(N,)``: rows whose running episode is not the first of its game."""
         self._to_go_on = np.zeros(num_envs, dtype=bool)  # the reset is still to come
+        self._are_told = False  # most environments never say a word of games, and need not be asked in every step
 
     def forget(self, rows: Array) -> None:
         """New games begin in these rows, whatever was said before."""
@@ -42,6 +43,9 @@ class Games:
         """Complete the result of a step by what its ``infos`` say."""
         at_end = infos if self._resets_in_next_step else infos.get("final_info", {})
         result.scores = _scores(infos, infos.get("final_info", {}))
+        self._are_told = self._are_told or GOES_ON in infos or GOES_ON in at_end
+        if not self._are_told:
+            return
         goes_on = _flags(at_end, GOES_ON, result) & (result.terminated | result.truncated)
         promised, self._to_go_on = (self._to_go_on, goes_on) if self._resets_in_next_step else (goes_on, self._to_go_on)
         if not (goes_on.any() or promised.any() or self.continued.any()):
@@ -60,6 +64,7 @@ class Games:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with them."""
         self.continued, self._to_go_on = from_plain(state["continued"]), from_plain(state["to_go_on"])
+        self._are_told = True
 
 
 def _scores(*infos: Mapping[str, Any]) -> Array | None:

@@ -1,6 +1,6 @@
 """Steps/s of Atari: the simulators alone with random actions, and training with each.
 
-    python benchmarks/atari_speed.py [--game Breakout] [--num_envs 8 32] [--steps 4000] [--rounds 3] [--without_training]
+    python benchmarks/atari_speed.py [--game Breakout] [--num_envs 8 32] [--steps 4000] [--without_training]
 
 ale-py in this process (sync), ale-py in a process for each environment (async), and envpool with a thread a processor.
 A step is an agent's: four frames. Each round measures all of them in turn; printed are medians over the rounds.

@@ -127,7 +127,7 @@ def test_a_strangers_checkpoint_runs_nothing_when_it_is_loaded(tmp_path, monkeyp
     checkpoint["hyper_parameters"][part] = "tests.core.test_instantiate.run_something" if part[0] == "_" else evil
     torch.save(checkpoint, "evil.ckpt")
     if part == "_instantiator":
-        assert PPO.load_from_checkpoint("evil.ckpt").gamma == 0.9
+        assert PPO.load_from_checkpoint("evil.ckpt").hparams["gamma"] == 0.9
     else:
         with pytest.raises(ConfigurationError, match=r"os.system is not a class"):
             PPO.load_from_checkpoint("evil.ckpt")

@@ -3,14 +3,26 @@
 import functools
 
 import torch
+from torch import nn
 
 from ppo_lightning import DAAC, RND, DAACModel, MLPEncoder, RandomNetworkDistillation, RNDModel
-from tests.runs import make_data
+from tests.runs import SmallGRU, make_data
 
 ENCODER = functools.partial(MLPEncoder, hidden_sizes=[16])
 SMALL_DAAC = functools.partial(DAACModel, encoder=ENCODER)
 SMALL_RND = functools.partial(RNDModel, encoder=ENCODER)
 SMALL_NOVELTY = functools.partial(RandomNetworkDistillation, encoder=ENCODER, hidden_sizes=[8], output_dim=8)
+
+
+class RewardingGRU(SmallGRU):
+    """The smallest network with memory and a value of intrinsic rewards."""
+
+    def __init__(self, observation_space, action_space):
+        super().__init__(observation_space, action_space)
+        self.intrinsic = nn.Linear(8, 1)
+
+    def intrinsic_values(self, hidden):
+        return self.intrinsic(hidden).squeeze(-1)
 
 
 def make_daac(**kwargs):

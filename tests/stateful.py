@@ -631,6 +631,18 @@ AGENTS = {
             "--model.target_kl=1e-3",
         ],
     ),
+    "RND with memory": (
+        "RND",
+        [
+            "--model=RND",
+            "--model.network=tests.agents.RewardingGRU",
+            "--data.env=tests.ranks.tasks.NextStep",
+            "--model.novelty.hidden_sizes=[16]",
+            "--model.novelty.output_dim=8",
+            "--model.returns=nstep",
+            "--model.norm_adv=rollout",
+        ],
+    ),
     "DAAC": (
         "DAAC",
         [

@@ -166,9 +166,10 @@ def check_same_network(own: dict[str, Any], loaded: dict[str, Any], flag: str) -
     """Raise :class:`ConfigurationError` unless two state dicts have the same names and shapes."""
     reason = describe_mismatch(own, loaded)
     if reason:
+        part = "novelty" if reason.startswith("novelty") else "network"
         raise ConfigurationError(
-            f"{flag}: the checkpoint holds another network than --model.network builds for this environment "
-            f"({reason}); use the network and environment that the checkpoint was trained with."
+            f"{flag}: the checkpoint holds another {part} than --model.{part} builds for this environment "
+            f"({reason}); use the {part} and environment that the checkpoint was trained with."
         )
 
 

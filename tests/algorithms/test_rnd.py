@@ -13,10 +13,10 @@ from lightning.pytorch import Callback
 from ppo_lightning import RND, ActorCritic, ConfigurationError, GymnasiumEnv, RNDModel
 from ppo_lightning.core.rollout import ExtraBatch
 from ppo_lightning.functional import generalized_advantage_estimation
-from tests.agents import SMALL_NOVELTY, make_rnd
+from tests.agents import SMALL_NOVELTY, RewardingGRU, make_rnd
 from tests.algorithms.test_guards import Steps
 from tests.ranks.tasks import NextStep
-from tests.runs import Recorder, SmallGRU, fit, make_data
+from tests.runs import Recorder, fit, make_data
 from tests.toy import ToyEnv
 
 
@@ -339,17 +339,6 @@ def test_what_is_often_seen_is_new_no_longer():
     assert novelty[-1] < 0.2 * novelty[0]
 
 
-class RewardingGRU(SmallGRU):
-    """The smallest network with memory and a value of intrinsic rewards."""
-
-    def __init__(self, observation_space, action_space):
-        super().__init__(observation_space, action_space)
-        self.intrinsic = torch.nn.Linear(8, 1)
-
-    def intrinsic_values(self, hidden):
-        return self.intrinsic(hidden).squeeze(-1)
-
-
 @pytest.mark.parametrize("network", [None, RewardingGRU])
 @pytest.mark.parametrize("mode", STAIRS)
 def test_a_resumed_run_is_the_same_run(network, mode):
@@ -387,6 +376,16 @@ def test_statistics_keep_their_digits_in_every_precision(precision):
 
 
 # -- what is refused
+
+
+def test_the_checkpoint_of_another_novelty_is_refused_by_its_flag():
+    fit(make_rnd(), make_data(iterations=1)).trainer.save_checkpoint("a.ckpt")
+    words = (
+        r"^--ckpt_path: the checkpoint holds another novelty than --model\.novelty builds .* "
+        r"\(novelty\.target\.1\.weight is \(8, 16\) in the checkpoint and \(9, 16\) here\); use the novelty"
+    )
+    with pytest.raises(ConfigurationError, match=words):
+        fit(make_rnd(novelty=functools.partial(SMALL_NOVELTY, output_dim=9)), make_data(), ckpt_path="a.ckpt")
 
 
 @pytest.mark.parametrize(

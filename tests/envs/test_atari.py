@@ -8,7 +8,7 @@ from gymnasium import wrappers
 from ppo_lightning.core.errors import ConfigurationError, NotRestorableError
 from ppo_lightning.data.episodes import EpisodeStatistics
 from ppo_lightning.envs import AtariEnv, GymnasiumEnv
-from ppo_lightning.envs.state.atari import _KEEP_OLD_PICTURES
+from ppo_lightning.envs.state.atari import _NOT_WHOLE
 from tests.envs.states import assert_same_step, through_a_file
 
 
@@ -255,11 +255,11 @@ def test_what_ale_does_not_save_is_refused(kwargs, message):
     env.close()
 
 
-def test_games_that_keep_old_pictures_are_refused():
-    for game in ("TicTacToe3D", "YarsRevenge"):
+def test_games_that_ale_restores_in_part_are_refused():
+    for game in ("MiniatureGolf", "Pitfall2", "TicTacToe3D", "YarsRevenge"):
         env = AtariEnv(f"ALE/{game}-v5").make([0])
         env.reset()
-        with pytest.raises(NotRestorableError, match="keeps parts of older pictures"):
+        with pytest.raises(NotRestorableError, match="is one that ALE does not restore as a whole"):
             env.state_dict()
         env.close()
 
@@ -306,8 +306,8 @@ def all_games():
 
 
 @pytest.mark.slow
-def test_all_games_but_two_go_on_as_they_were_saved():
-    assert len(_KEEP_OLD_PICTURES) == 2
+def test_all_games_but_four_go_on_as_they_were_saved():
+    assert len(_NOT_WHOLE) == 4
     refused = 0
     for id in all_games():
         factory, rng = AtariEnv(id, max_num_frames=2000, full_action_space=True), np.random.default_rng(1)
@@ -326,4 +326,4 @@ def test_all_games_but_two_go_on_as_they_were_saved():
                 actions = rng.integers(saved.action_space.n, size=1)
                 assert_same_step(restored.step(actions), saved.step(actions))
         saved.close(), restored.close()
-    assert refused == 2
+    assert refused == 4

@@ -87,8 +87,8 @@ def class_of_agent(args: Sequence[str]) -> str:
         flag, equals, value = arg.partition("=")
         value = value if equals else next(iter(args[index + 1 : index + 2]), "")
         if flag in ("--config", "-c"):
-            with contextlib.suppress(OSError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError):
-                named = yaml.safe_load(Path(value).read_text())["model"]["class_path"] or named
+            with contextlib.suppress(KeyError, TypeError):  # it names none
+                named = plain_value(value)["model"]["class_path"] or named
         elif flag in ("--model", "--model.class_path"):
             named = _class_path(value) or named
     return named

@@ -9,7 +9,7 @@ spaces, a nested ``TensorDict``; images keep the simulator's ``uint8``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, Union
 
 import torch
@@ -43,6 +43,11 @@ def stack_steps(num_steps: int, example: Observation) -> Any:
         storage = {key: stack_steps(num_steps, value) for key, value in example.items()}
         return TensorDict(storage, batch_size=[num_steps, *example.batch_size])
     return torch.empty((num_steps, *example.shape), dtype=example.dtype, device=example.device)
+
+
+def cat_rows(parts: Sequence[Any]) -> Any:
+    """Observations or memories of some rows each as one of all of them."""
+    return TensorDict.cat(list(parts), dim=0) if isinstance(parts[0], TensorDictBase) else torch.cat(list(parts))
 
 
 def _write(target: Any, step: int, value: Any) -> None:

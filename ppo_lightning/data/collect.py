@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
 
 from ppo_lightning.core.agent import ActOutput, Agent, RolloutEnd
@@ -18,6 +18,7 @@ from ppo_lightning.core.rollout import (
     Observation,
     Rollout,
     State,
+    cat_rows,
     stack_steps,
     state_from_plain,
     state_to_plain,
@@ -172,8 +173,8 @@ class Collector:
         if not truncations.steps:
             last_values = agent.value_of(last_obs, self._state)
         else:
-            obs = _cat([last_obs, *truncations.obs])
-            state = None if self._state is None else _cat([self._state, *truncations.states])
+            obs = cat_rows([last_obs, *truncations.obs])
+            state = None if self._state is None else cat_rows([self._state, *truncations.states])
             values = agent.value_of(obs, state)
             last_values, final_values = values[:num_envs], values[num_envs:]
         rollout.next_values[:-1].copy_(rollout.values[1:])
@@ -260,9 +261,3 @@ def clear_state(agent: Agent, state: State | None, episode_starts: Array) -> Sta
     cleared = state.clone()
     cleared[rows] = cast(Any, agent.initial_state(len(rows)))
     return cleared
-
-
-def _cat(parts: Sequence[Any]) -> Any:
-    if isinstance(parts[0], TensorDictBase):
-        return TensorDict.cat(list(parts), dim=0)
-    return torch.cat(list(parts))

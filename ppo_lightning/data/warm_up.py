@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from tensordict import TensorDict, TensorDictBase
 
 from ppo_lightning.core.agent import Agent
-from ppo_lightning.core.rollout import Observation
+from ppo_lightning.core.rollout import cat_rows
 from ppo_lightning.data.finite import check_finite_observation
 from ppo_lightning.envs.base import Array, VectorEnv
 from ppo_lightning.models.actor_critic import as_observation
@@ -43,7 +42,7 @@ def warm_up(env: VectorEnv, agent: Agent, seeds: Sequence[int], chunk: int) -> N
                 check_finite_observation(result.obs, "after a random action before the first rollout")
                 obs = as_observation(result.obs, agent.device)
                 seen.append(obs[torch.from_numpy(result.valid).to(agent.device)])
-            agent.warm_up(_cat(seen))
+            agent.warm_up(cat_rows(seen))
 
 
 class _Draw:
@@ -57,7 +56,3 @@ class _Draw:
     def __call__(self) -> Array:
         action: Array = np.asarray(self._space.sample())
         return action - self._start if np.any(self._start) else action
-
-
-def _cat(parts: Sequence[Any]) -> Observation:
-    return TensorDict.cat(list(parts), dim=0) if isinstance(parts[0], TensorDictBase) else torch.cat(list(parts))

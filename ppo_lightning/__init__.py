@@ -13,6 +13,7 @@ from ppo_lightning.callbacks import (
     TrainingSummary,
     VideoRecorder,
 )
+from ppo_lightning.core.allocator import keep_freed_memory
 from ppo_lightning.core.errors import ConfigurationError, TrainingError
 from ppo_lightning.core.rollout import PPOBatch, PPOSequenceBatch, Rollout
 from ppo_lightning.curves import plot_runs
@@ -89,6 +90,7 @@ __all__ = [
     "VideoRecorder",
     "__version__",
     "export_onnx",
+    "keep_freed_memory",
     "plot_runs",
     "run_loggers",
 ]

@@ -22,6 +22,7 @@ from ppo_lightning.cli.lightning_cli import PPOLightningCLI
 from ppo_lightning.cli.parser_errors import sentence_for
 from ppo_lightning.commands import COMMANDS
 from ppo_lightning.commands.parser import PROGRAM, ParserError
+from ppo_lightning.core.allocator import keep_freed_memory
 from ppo_lightning.core.errors import ConfigurationError, Terminated, TrainingError
 
 EXIT_CONFIGURATION, EXIT_TRAINING, EXIT_INTERRUPTED = 2, 1, 130
@@ -97,6 +98,7 @@ def _end_within(seconds: float, code: object) -> None:
 
 
 def _run(args: Optional[Sequence[str]]) -> None:
+    keep_freed_memory()
     sys.path.insert(0, os.getcwd())  # environments and networks of one's own, beside where the command is typed
     for message in _QUIET:
         warnings.filterwarnings("ignore", message)

@@ -18,7 +18,7 @@ from ppo_lightning.core.checkpoint import NetworkBuilder, load_network_weights, 
 from ppo_lightning.core.rollout import Observation, State
 from ppo_lightning.core.spaces import space_from_dict, space_to_dict
 from ppo_lightning.functional.distributions import at_least_float32, draw_noise
-from ppo_lightning.models.outputs import ModelOutput, run_network, to_env
+from ppo_lightning.models.outputs import ModelOutput, initial_state, run_network, to_env
 
 PlainOrSpace = Union[dict[str, Any], spaces.Space[Any], None]
 
@@ -78,8 +78,7 @@ class ActingModule(LightningModule):
 
     def initial_state(self, num_envs: int) -> State | None:
         """The network's memory at an episode's start; None without memory."""
-        initial = getattr(self._net, "initial_state", None)
-        return None if initial is None else cast(State, initial(num_envs))
+        return initial_state(self._net, num_envs)
 
     def draw_noise(self, num_steps: int, generators: Sequence[torch.Generator]) -> Tensor:
         """The random numbers of a rollout's actions, ``(T, N, …)``."""

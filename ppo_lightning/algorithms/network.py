@@ -17,7 +17,7 @@ from ppo_lightning.core.rollout import Observation
 from ppo_lightning.core.spaces import check_spaces, sample_rows
 from ppo_lightning.functional.distributions import draw_noise
 from ppo_lightning.models.actor_critic import as_observation
-from ppo_lightning.models.outputs import run_network
+from ppo_lightning.models.outputs import initial_state, run_network
 
 Head = Callable[[Observation, Any, Tensor], Tensor]
 """Takes observations, the network's output for them and actions; gives one number each."""
@@ -107,8 +107,7 @@ def _try(
 ) -> tuple[Observation, Any, Tensor]:
     """Some observations, the network's output for them, and actions of it."""
     obs = as_observation(sample_rows(observation_space, _BATCH), next(network.parameters()).device)
-    memory = getattr(network, "initial_state", None)
-    output, _ = run_network(network, obs, None if memory is None else memory(_BATCH))
+    output, _ = run_network(network, obs, initial_state(network, _BATCH))
     noise = draw_noise(action_space, 1, [torch.Generator()] * _BATCH, torch.float32, output.value.device)[0]
     return obs, output, output.distribution.sample(noise)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ppo_lightning.core.errors import ConfigurationError, check_range, close_names
 from ppo_lightning.core.rollout import Observation
 from ppo_lightning.functional.regularization import bounds_loss, l2c2_loss, mean_squared_difference
-from ppo_lightning.models.outputs import run_network
+from ppo_lightning.models.outputs import has_memory, run_network
 
 Average = Callable[[Tensor], Tensor]
 """A number of this rank's minibatch to that of all ranks."""
@@ -86,7 +86,7 @@ class SmoothnessLoss:
         )
         known = observation_space.spaces if isinstance(observation_space, spaces.Dict) else None
         flag = f"--model.l2c2_pairs={dict(pairs)}"
-        if hasattr(network, "initial_state"):
+        if has_memory(network):
             raise ConfigurationError(f"{flag} is not for networks with memory, as {type(network).__name__} is one.")
         if not isinstance(action_space, spaces.Box):
             raise ConfigurationError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, Union
+from typing import Any, Protocol, Union, cast
 
 from gymnasium import spaces
 from tensordict.nn import TensorDictModuleBase
@@ -95,12 +95,25 @@ class ModelOutput(Protocol):
 
 
 class MemoryNetwork(Protocol):
-    """A network with memory. One without takes ``obs`` alone, returns the output alone, has no ``initial_state``."""
+    """A network with memory. One without takes ``obs`` alone, returns the output alone, and has no ``initial_state``,
+    or one that gives None.
+    """
 
     def initial_state(self, num_envs: int) -> State:
         """The memory at an episode's start, ``(N, *shape)``."""
 
     def __call__(self, obs: Observation, state: State) -> tuple[ModelOutput, State]: ...
+
+
+def initial_state(network: Any, num_envs: int) -> State | None:
+    """The memory of a network at an episode's start, ``(N, *shape)``; None of one without."""
+    begin = getattr(network, "initial_state", None)
+    return None if begin is None else cast("State | None", begin(num_envs))
+
+
+def has_memory(network: Any) -> bool:
+    """Whether a network carries something from step to step."""
+    return initial_state(network, 1) is not None
 
 
 def run_network(network: Any, obs: Observation, state: State | None = None) -> tuple[Any, State | None]:

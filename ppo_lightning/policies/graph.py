@@ -20,7 +20,13 @@ from ppo_lightning.functional.distributions import (
     MultiCategorical,
     at_least_float32,
 )
-from ppo_lightning.models.outputs import MultiDiscreteModelOutput, PPOModelOutput, run_network, to_env
+from ppo_lightning.models.outputs import (
+    MultiDiscreteModelOutput,
+    PPOModelOutput,
+    initial_state,
+    run_network,
+    to_env,
+)
 
 _OUTPUTS = {"action", "logits", "mean", "std", "value"}
 _HUGE = 1e4  # samples beyond it come from bounds that stand for none
@@ -73,9 +79,9 @@ class PolicyGraph(nn.Module):
 
     def _find_state_keys(self) -> list[_Key] | None:
         """The memory's keys; one empty key for a plain tensor, None without memory."""
-        if not hasattr(self.network, "initial_state"):
+        state = initial_state(self.network, 2)
+        if state is None:
             return None
-        state: State = self.network.initial_state(2)  # type: ignore[operator]
         if not bool((state[0] == state[1]).all()):
             raise ConfigurationError(
                 f"--ckpt_path: the memory of {type(self.network).__name__} begins differently from row to row, which "
@@ -103,7 +109,7 @@ class PolicyGraph(nn.Module):
         """The memory at an episode's start, in the order of ``state_names``."""
         if self._state_keys is None:
             return []
-        state: Any = self.network.initial_state(rows)  # type: ignore[operator]
+        state: Any = initial_state(self.network, rows)
         return [(state.get(key) if key else state).detach() for key in self._state_keys]
 
     def random_observation(self, rows: int, seed: int) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional, Union, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from ppo_lightning.core.checkpoint import network_from_checkpoint, read_checkpoi
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.functional.distributions import Distribution
 from ppo_lightning.models.actor_critic import RawObservation, as_observation
-from ppo_lightning.models.outputs import run_network, to_env
+from ppo_lightning.models.outputs import has_memory, initial_state, run_network, to_env
 from ppo_lightning.policies.base import Policy
 
 
@@ -88,11 +88,11 @@ class PPOPolicy(Policy):
 
     @property
     def has_memory(self) -> bool:
-        return hasattr(self.model, "initial_state")
+        return has_memory(self.model)
 
     def _run(self, obs: Any) -> Any:
-        if self.has_memory and (self.memory is None or len(self.memory) != len(obs)):
-            self.memory = self.model.initial_state(len(obs))  # type: ignore[operator]
+        if self.memory is None or len(self.memory) != len(obs):
+            self.memory = initial_state(self.model, len(obs))
         output, self.memory = run_network(self.model, obs, self.memory)
         return output
 
@@ -103,7 +103,7 @@ class PPOPolicy(Policy):
         if self.memory is not None and done.any():
             rows = torch.from_numpy(np.flatnonzero(done)).to(self.device)
             self.memory = self.memory.clone()
-            self.memory[rows] = self.model.initial_state(len(rows))  # type: ignore[operator]
+            self.memory[rows] = cast(Any, initial_state(self.model, len(rows)))
 
     def keep(self, rows: np.ndarray[Any, Any]) -> None:
         """Go on with only the rows where ``rows (B,)`` is true: the next ``act`` gets their observations."""

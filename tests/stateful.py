@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode
 
 from ppo_lightning.envs import AtariEnv, CoordinationEnv, EnvFactory, GymnasiumEnv, ProcgenEnv
 from ppo_lightning.envs.state import CODECS
-from ppo_lightning.envs.wrappers import NoisyObservation
+from ppo_lightning.envs.wrappers import NoisyObservation, SelectObservation
 from tests.commands import WALK
 from tests.coordination import TINY, policy_of
 from tests.runs import SmallGRU
@@ -142,6 +142,10 @@ def case(name, id, *wrapping, proves="", mode=None, vectorization="sync", kwargs
 
 def noisy(env):
     return NoisyObservation(env, 0.3)
+
+
+def select(env):
+    return SelectObservation(env, [2, 0])
 
 
 def _make_in_mode(factory, mode, seeds):
@@ -314,6 +318,7 @@ SIMULATORS = [
         "NormalizeReward", "Pendulum-v1", limit(9), wrap("NormalizeReward"), proves="stateful_reward:NormalizeReward"
     ),
     *case("NoisyObservation", "Pendulum-v1", limit(9), noisy, proves="wrappers:NoisyObservation"),
+    *case("SelectObservation", "CartPole-v1", limit(9), select, proves="wrappers:SelectObservation"),
     *case("NoisyObservation of LunarLander", "LunarLander-v3", noisy, before=100, after=250, **BOX2D),
     *case("StickyAction", "CartPole-v1", wrap("StickyAction", 0.5, (2, 4)), proves="stateful_action:StickyAction"),
     *case("RepeatAction", "CartPole-v1", wrap("RepeatAction", 2), proves="stateful_action:RepeatAction"),
@@ -549,6 +554,27 @@ AGENTS = {
             "--model.norm_adv=true",
         ],
     ),
+    "PPO with LSTMs and cut sequences": (
+        "PPO",
+        [
+            "--data.env=tests.ranks.tasks.NextStep",
+            "--data.sequence_length=4",
+            "--model.network.core=LSTMCore",
+            "--model.network.core.hidden_dim=6",
+        ],
+    ),
+    "PPO of a coordinator with memory": (
+        "PPO",
+        [
+            "--data.env=tests.ranks.tasks.Coordinated",
+            "--data.env.id=tests.coordination:Bonus-v0",
+            "--model.network=CoordPPOModel",
+            "--model.network.encoder=MLPEncoder",
+            "--model.network.feature_type=obs_hidden_dist",
+            "--model.network.core=GRUCore",
+            "--model.network.core.hidden_dim=6",
+        ],
+    ),
     "PPO with critic pretraining": (
         "PPO",
         ["--model.critic_pretrain_steps=300", "--trainer.accumulate_grad_batches=2", "--model.target_kl=1e-3"],
@@ -659,6 +685,20 @@ AGENTS = {
             "--model.normalize_rewards=true",
             "--model.target_kl=1e-3",
             "--trainer.accumulate_grad_batches=2",
+        ],
+    ),
+    "DAAC with memory": (
+        "DAAC",
+        [
+            "--model=DAAC",
+            "--model.network=DAACModel",
+            "--model.network.core=GRUCore",
+            "--model.network.core.hidden_dim=6",
+            "--model.network.core.num_layers=2",
+            "--data.env=tests.ranks.tasks.NextStep",
+            "--data.update_epochs=null",
+            "--data.sequence_length=6",
+            "--model.value_epochs=2",
         ],
     ),
     "PPO of an Atari game": (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Optional, Union, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Optional, Union
 
+import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from ppo_lightning.algorithms.batches import rows_of_sequences
 from ppo_lightning.algorithms.clipped import ClippedModule
 from ppo_lightning.algorithms.network import Head, check_heads
 from ppo_lightning.algorithms.normalization import advantage_normalizer, reward_normalizer
@@ -17,7 +19,7 @@ from ppo_lightning.algorithms.targets import ValueTargets
 from ppo_lightning.core.agent import Batch, Phase
 from ppo_lightning.core.checkpoint import NetworkBuilder
 from ppo_lightning.core.errors import ConfigurationError, check_range
-from ppo_lightning.core.rollout import PPOBatch
+from ppo_lightning.core.rollout import Observation, PPOBatch
 from ppo_lightning.functional import advantage_loss, value_loss
 from ppo_lightning.functional.distributions import at_least_float32
 from ppo_lightning.models.daac import DAACModel
@@ -34,7 +36,8 @@ class DAAC(ClippedModule):
     where :math:`\hat A` are the advantages of the clipped loss. Each phase leaves the other network as it is.
 
     Args:
-        network: builds the network, a ``DAACModel`` or one with its ``policy``, ``values`` and ``advantages``.
+        network: builds the network, a ``DAACModel`` or one with its ``policy``, ``values`` and ``advantages``; with
+            memory the first two take whole sequences, as DAACModel's do.
         observation_space: one environment's observations; linked from the data.
         action_space: one environment's actions; linked from the data.
         optimizer: builds the optimiser from parameters and learning rate; Adam with eps 1e-5 by default.
@@ -132,15 +135,16 @@ class DAAC(ClippedModule):
         """Build the network for these spaces and remember them in the checkpoint."""
         super().build_network(observation_space, action_space)
         lacking = [name for name in ("policy", "values", "advantages") if not callable(getattr(self._net, name, None))]
-        if lacking or self.initial_state(1) is not None:
-            reason = "it has memory" if not lacking else f"it has no {' and no '.join(lacking)}"
+        if lacking:
             raise ConfigurationError(
-                f"--model.network={type(self._net).__name__} is no network for DAAC ({reason}): take DAACModel, or one "
-                "with its methods policy, values and advantages."
+                f"--model.network={type(self._net).__name__} is no network for DAAC (it has no "
+                f"{' and no '.join(lacking)}): take DAACModel, or one with its methods policy, values and advantages."
             )
         heads: dict[str, Head] = {
-            "values": lambda obs, output, actions: self._net.values(obs),
-            "advantages": lambda obs, output, actions: self._net.advantages(self._net.policy(obs).hidden, actions),
+            "values": lambda obs, output, actions: self._net.values(*self._alone(obs)),
+            "advantages": lambda obs, output, actions: self._net.advantages(
+                self._net.policy(*self._alone(obs)).hidden, actions
+            ),
         }
         check_heads(self._net, observation_space, action_space, heads)
 
@@ -153,15 +157,27 @@ class DAAC(ClippedModule):
             )
         return [Phase("value", self.value_epochs), Phase("policy", self.policy_epochs)]
 
+    def _alone(self, obs: Observation) -> tuple[Any, ...]:
+        """Observations ``(B, *shape)`` as ``policy`` and ``values`` take them: with memory as sequences of one step."""
+        state = self.initial_state(len(obs))
+        starts = torch.ones(len(obs), 1, dtype=torch.bool, device=self.device)
+        return (obs,) if state is None else (obs.unsqueeze(1), state, starts)
+
+    def _evaluate_half(self, half: Callable[..., Any], batch: Batch) -> tuple[Any, PPOBatch]:
+        """One of the two networks on a minibatch, and the minibatch as independent transitions."""
+        if isinstance(batch, PPOBatch):
+            return half(batch.obs), batch
+        return rows_of_sequences(half(batch.obs, batch.initial_state, batch.episode_starts), batch)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one minibatch, of the network whose phase it belongs to."""
-        rows = cast(PPOBatch, batch)
         if self.phase_of(batch_idx) == "value":
+            values, rows = self._evaluate_half(self._net.values, batch)
             clip_coef = self.objective.clip_coef.now if self.clip_vloss else None
-            values = at_least_float32(self._net.values(rows.obs))
+            values = at_least_float32(values)
             loss = value_loss(values, rows.returns, rows.values, clip_coef)
             return self.finish_minibatch(loss, {}, batch_idx, name="value_loss")
-        output = self._net.policy(rows.obs)
+        output, rows = self._evaluate_half(self._net.policy, batch)
         advantages = self.minibatch_advantages(rows, batch_idx)
         loss, ratio, parts = self.objective.loss(output.distribution, rows, advantages)
         parts["advantage_loss"] = advantage_loss(self._net.advantages(output.hidden, rows.actions), advantages)

@@ -158,6 +158,25 @@ class PPOSequenceBatch(TensorClass["shadow"]):
     episode_starts: Tensor
     initial_state: Tensor
 
+    def cut(self, states: Tensor, length: int) -> PPOSequenceBatch:
+        """Sequences of ``length`` steps, which divides ``T``: those of an environment one after another.
+
+        ``states`` is what the policy held before each step of the rollout, ``(T, N, *shape)``. Gradients stop where a
+        sequence begins: truncated backpropagation through time.
+        """
+        num_envs, num_steps = self.valid.shape
+        parts = num_steps // length
+        if parts == 1:
+            return self
+        fields = {
+            name: field.reshape(num_envs * parts, length, *field.shape[2:])
+            for name, field in self.items()
+            if name != "initial_state"
+        }
+        begins = states[::length].transpose(0, 1)  # (N, parts, *shape)
+        initial_state = begins.reshape(num_envs * parts, *begins.shape[2:])
+        return type(self)(**fields, initial_state=initial_state, batch_size=[num_envs * parts])
+
 
 class ExtraSequenceBatch(PPOSequenceBatch):
     """Whole environments with what else an agent learns from, a ``TensorDict`` of batch size ``(N, T)``."""

@@ -24,7 +24,7 @@ from ppo_lightning.data.length import RunLength, TrainerLimits
 from ppo_lightning.data.running import EnvironmentsOfRanks, Layout
 from ppo_lightning.data.scoring import place_networks, prepare_env
 from ppo_lightning.data.seeding import Streams
-from ppo_lightning.data.shares import shares_of_a_rank
+from ppo_lightning.data.shares import check_sequence_length, sequences_of_an_env, shares_of_a_rank
 from ppo_lightning.data.trainer_settings import (
     name_of_envs,
     refuse_meaningless_settings,
@@ -51,6 +51,8 @@ class RolloutDataModule(LightningDataModule):
             never. Also of each evaluation. Of Gymnasium's environments, not with ``vector_entry_point``.
         minibatch_shares: groups of environments, over all ranks, from which every minibatch takes an equal part; by
             default the number of ranks. One rank with 2 shares trains as two ranks with half its environments each.
+        sequence_length: steps of the sequences that a network with memory learns from, each from the memory that the
+            rollout had where it begins: a divisor of ``num_steps``. By default all of a rollout is one sequence.
 
     Raises:
         ConfigurationError: a number outside its range, or a rollout that cannot be cut into ``num_minibatches``.
@@ -67,6 +69,7 @@ class RolloutDataModule(LightningDataModule):
         seed: Optional[int] = None,
         max_env_restarts: int = 10,
         minibatch_shares: Optional[int] = None,
+        sequence_length: Optional[int] = None,
     ) -> None:
         super().__init__()
         for flag, value in {
@@ -81,6 +84,7 @@ class RolloutDataModule(LightningDataModule):
         check_range("--data.max_env_restarts", max_env_restarts, 0)
         if minibatch_shares is not None:
             check_range("--data.minibatch_shares", minibatch_shares, 1)
+        check_sequence_length(sequence_length, num_steps)
         shares_of_a_rank(None, 1, num_envs, num_steps, num_minibatches)  # refuses what no run can cut into minibatches
         self.env = GymnasiumEnv(env) if isinstance(env, str) else env
         self.num_envs = num_envs
@@ -90,6 +94,7 @@ class RolloutDataModule(LightningDataModule):
         self.total_timesteps = total_timesteps
         self.max_env_restarts = max_env_restarts
         self.minibatch_shares = minibatch_shares
+        self.sequence_length = sequence_length
         self.env_steps = 0
         self.iteration = 0
         self._seed = seed
@@ -240,7 +245,8 @@ class RolloutDataModule(LightningDataModule):
         """The rollouts of this rank, in this process: the policy that plays is the one that is trained."""
         assert self.trainer is not None
         agent: Any = self.trainer.lightning_module
-        shares = self._shares_of_a_rank(has_memory=agent.initial_state(1) is not None)
+        sequences = sequences_of_an_env(self.sequence_length, self.num_steps, agent.initial_state(1) is not None)
+        shares = self._shares_of_a_rank(sequences)
         streams = Streams(self.seed, self.trainer.global_rank * self.num_envs, self.num_envs)
         self._close()
         prepare_env(self.env, self.trainer)
@@ -262,11 +268,12 @@ class RolloutDataModule(LightningDataModule):
             iterations=lambda: self.iteration,
             on_rollout=self._count_rollout,
             num_shares=shares,
+            sequence_length=self.sequence_length,
         )
 
-    def _shares_of_a_rank(self, has_memory: bool = False) -> int:
+    def _shares_of_a_rank(self, sequences: int | None = None) -> int:
         sizes = self.num_envs, self.num_steps, self.num_minibatches
-        return shares_of_a_rank(self.minibatch_shares, self.world_size, *sizes, has_memory)
+        return shares_of_a_rank(self.minibatch_shares, self.world_size, *sizes, sequences)
 
     def _layout(self, shares: int) -> Layout:
         return Layout(self.env, self.num_envs, shares, self.world_size)

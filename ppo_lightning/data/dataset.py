@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ppo_lightning.core.agent import Agent, Batch, Phase
-from ppo_lightning.core.rollout import MemoryRollout, Rollout, select_rows, shuffled_rows
+from ppo_lightning.core.rollout import MemoryRollout, PPOSequenceBatch, Rollout, select_rows, shuffled_rows
 from ppo_lightning.data.collect import Collector
 from ppo_lightning.data.seeding import Streams
 from ppo_lightning.data.shares import rows_of_shares
@@ -30,6 +30,8 @@ class RolloutDataset(IterableDataset[Batch]):
         iterations: counts the rollouts; read at the start of each pass and raised by ``on_rollout``.
         on_rollout: called after each rollout, before its first minibatch.
         num_shares: groups of environments that are shuffled each by itself; a minibatch takes a part of each.
+        sequence_length: steps of the sequences that a network with memory learns from, which divides the rollout's;
+            None for all of it.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class RolloutDataset(IterableDataset[Batch]):
         iterations: Callable[[], int],
         on_rollout: Callable[[], None],
         num_shares: int = 1,
+        sequence_length: int | None = None,
     ) -> None:
         self.agent = agent
         self.collector = collector
@@ -51,6 +54,7 @@ class RolloutDataset(IterableDataset[Batch]):
         self.iterations = iterations
         self.on_rollout = on_rollout
         self.num_shares = num_shares
+        self.sequence_length = sequence_length
 
     def __len__(self) -> int:
         return self.epochs * self.num_minibatches
@@ -70,6 +74,8 @@ class RolloutDataset(IterableDataset[Batch]):
         self.on_rollout()
         end = self.collector.end(self.agent, self.epochs, lambda: self.streams.update_generators(iteration))
         batch = self.agent.prepare(rollout, end)
+        if self.sequence_length and isinstance(rollout, MemoryRollout) and isinstance(batch, PPOSequenceBatch):
+            batch = batch.cut(rollout.states, self.sequence_length)
         minibatches = self._draw_minibatches(rollout, len(batch), iteration)
         phases = [phase.name for phase in self.phases for _ in range(phase.epochs * self.num_minibatches)]
         self.agent.start_update(batch, minibatches, phases)
@@ -85,7 +91,8 @@ class RolloutDataset(IterableDataset[Batch]):
         if self.num_shares == 1:
             generator = streams[0].shuffle_generator(iteration)
             return [rows for _ in epochs for rows in shuffled_rows(num_rows, self.num_minibatches, generator)]
-        shares = rows_of_shares(rollout.valid, isinstance(rollout, MemoryRollout), self.num_shares)
+        sequences = num_rows // rollout.valid.shape[1] if isinstance(rollout, MemoryRollout) else None
+        shares = rows_of_shares(rollout.valid, sequences, self.num_shares)
         parts = []
         for own, share in zip(streams, shares):
             generator = own.shuffle_generator(iteration)

@@ -57,6 +57,37 @@ class NoisyObservation(gymnasium.ObservationWrapper):
         return {"noisy": (observation + noise).astype(observation.dtype), "clean": observation}
 
 
+class SelectObservation(gymnasium.ObservationWrapper):
+    """Some of an observation's numbers: CartPole without its velocities is ``indices: [0, 2]``.
+
+    Args:
+        env: its observations are a Box of one dimension.
+        indices: of the numbers that are left, in this order.
+
+    Raises:
+        ConfigurationError: other observations, or an index beyond them.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], indices: list[int]) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            raise ConfigurationError(
+                f"--data.env.wrappers: SelectObservation is for a Box of one dimension, not for {space}: leave it out."
+            )
+        size = space.shape[0]
+        if not indices or not all(0 <= index < size for index in indices):
+            raise ConfigurationError(
+                f"--data.env.wrappers: SelectObservation.indices={list(indices)} must be of 0 to {size - 1}, at least one."
+            )
+        self.indices = list(indices)
+        self.observation_space = spaces.Box(space.low[self.indices], space.high[self.indices], dtype=space.dtype.type)
+
+    def observation(self, observation: _Array) -> _Array:
+        """The numbers that are left."""
+        return observation[self.indices]
+
+
 class EpisodicLife(gymnasium.Wrapper):
     """Ends an episode with each life, and the game only with the last: the next episode goes on where a life was lost.
 

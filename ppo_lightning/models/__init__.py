@@ -2,6 +2,7 @@
 
 from ppo_lightning.models.actor_critic import ActorCritic, ImpalaPPOModel
 from ppo_lightning.models.coordination import CoordPPOModel, ImpalaCoordPPOModel
+from ppo_lightning.models.cores import GRUCore, LSTMCore, MemoryCore
 from ppo_lightning.models.daac import DAACModel
 from ppo_lightning.models.encoders import Encoder, GridCNN, ImpalaCNN, MLPEncoder, NatureCNN
 from ppo_lightning.models.gaussian import PPOActor, PPOCritic, PPOModel
@@ -20,12 +21,15 @@ __all__ = [
     "CoordPPOModel",
     "DAACModel",
     "Encoder",
+    "GRUCore",
     "GaussianModelOutput",
     "GridCNN",
     "ImpalaCNN",
     "ImpalaCoordPPOModel",
     "ImpalaPPOModel",
+    "LSTMCore",
     "MLPEncoder",
+    "MemoryCore",
     "MultiBinaryModelOutput",
     "MultiDiscreteModelOutput",
     "NatureCNN",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.rollout import Observation
+from ppo_lightning.models.cores import CoreBuilder, run_core
 from ppo_lightning.models.encoders import Encoder, ImpalaCNN, MLPEncoder
 from ppo_lightning.models.initialization import POLICY_GAIN, VALUE_GAIN, orthogonal_
 from ppo_lightning.models.outputs import GaussianModelOutput, NetworkOutput, logits_output
@@ -34,14 +35,17 @@ class ActorCritic(nn.Module):
         encoder: builds the encoder from the observation space.
         critic_encoder: the critic's own encoder; the same kind as ``encoder`` by default. Choose it to show the critic
             more than the actor (by ``in_keys``).
-        shared: one encoder for actor and critic.
+        shared: one encoder, and one core, for actor and critic.
         initial_logstd: logarithm of the Gaussian's initial standard deviation.
+        core: builds what remembers, behind the encoder, from its number of features: ``LSTMCore`` or ``GRUCore``; none
+            by default.
 
     Attributes:
         embedder: the actor's encoder (the critic's too where shared).
+        core: what the actor remembers by (the critic too where shared); None without memory.
         fc_policy: Linear to ``logit_dim`` logits or means, orthogonal with gain 0.01.
         fc_value: Linear to the value, orthogonal with gain 1.
-        hidden_dim: features out of the embedder.
+        hidden_dim: features before the heads.
         logit_dim: number of actions (of MultiDiscrete actions their sum), or dimensions of a Box or MultiBinary action.
     """
 
@@ -53,6 +57,7 @@ class ActorCritic(nn.Module):
         critic_encoder: Callable[[spaces.Space[Any]], Encoder] | None = None,
         shared: bool = False,
         initial_logstd: float = 0.0,
+        core: CoreBuilder | None = None,
     ) -> None:
         super().__init__()
         if shared and critic_encoder is not None:
@@ -62,11 +67,14 @@ class ActorCritic(nn.Module):
         self.embedder = encoder(observation_space)
         with errors_of_encoder(critic_encoder, "--model.network.critic_encoder"):
             self.critic_embedder = None if shared else (critic_encoder or encoder)(observation_space)
-        self.hidden_dim = self.embedder.output_dim
+        critic_encoder_dim = self.embedder.output_dim if shared else cast(Encoder, self.critic_embedder).output_dim
+        self.core = None if core is None else core(self.embedder.output_dim)
+        self.critic_core = None if core is None or shared else core(critic_encoder_dim)
+        self.hidden_dim = self.embedder.output_dim if self.core is None else self.core.output_dim
         self.is_continuous = isinstance(action_space, spaces.Box)
         self.logit_dim = spaces.flatdim(action_space)
         self._logits_output = logits_output(action_space)
-        critic_dim = self.hidden_dim if self.critic_embedder is None else self.critic_embedder.output_dim
+        critic_dim = critic_encoder_dim if self.core is None else self.hidden_dim
         self.fc_policy = orthogonal_(nn.Linear(self.hidden_dim, self.logit_dim), POLICY_GAIN)
         self.fc_value = orthogonal_(nn.Linear(critic_dim, 1), VALUE_GAIN)
         if self.is_continuous:
@@ -80,15 +88,48 @@ class ActorCritic(nn.Module):
         """What belongs to the critic alone; None where it shares the actor's encoder."""
         if self.critic_embedder is None:
             return None
-        return [*self.critic_embedder.parameters(), *self.fc_value.parameters()]
+        cores = [] if self.critic_core is None else self.critic_core.parameters()
+        return [*self.critic_embedder.parameters(), *cores, *self.fc_value.parameters()]
 
-    def forward(self, obs: RawObservation) -> NetworkOutput:
-        """Observations ``(B, *shape)``, as tensors, numpy arrays or a mapping of either, to the output for ``B``."""
+    def initial_state(self, num_envs: int) -> Tensor | None:
+        """The memory at an episode's start, ``(N, K, S, L, H)``: of one core, or of the actor's and the critic's.
+
+        None without memory.
+        """
+        cores = [core for core in (self.core, self.critic_core) if core is not None]
+        return torch.stack([core.initial_state(num_envs) for core in cores], dim=1) if cores else None
+
+    def forward(self, obs: RawObservation, state: Tensor | None = None) -> Any:
+        """The output for ``B`` observations; with memory ``(output, memory after it)``.
+
+        Args:
+            obs: ``(B, *shape)``, as tensors, numpy arrays or a mapping of either.
+            state: the memory before, as of :meth:`initial_state`; None is that of an episode's start.
+        """
         tensors = as_observation(obs, self.device)
         hidden = self.embedder(tensors)
         critic_hidden = hidden if self.critic_embedder is None else self.critic_embedder(tensors)
         with in_full_precision(self.device):
-            return self._heads(hidden, critic_hidden)
+            if self.core is None:
+                return self._heads(hidden, critic_hidden)
+            memory = self.initial_state(len(hidden)) if state is None else state
+            assert memory is not None
+            hidden, after = self.core.step(hidden, memory[:, 0])
+            if self.critic_core is None:
+                return self._heads(hidden, hidden), after.unsqueeze(1)
+            critic_hidden, critic_after = self.critic_core.step(critic_hidden, memory[:, 1])
+            return self._heads(hidden, critic_hidden), torch.stack([after, critic_after], dim=1)
+
+    def unroll(self, obs: Observation, state: Tensor, episode_starts: Tensor) -> NetworkOutput:
+        """The output over whole sequences, see :func:`models.memory.unroll`: the encoder takes all steps at once."""
+        rows = cast(Any, obs).flatten(0, 1)
+        hidden = self.embedder(rows)
+        critic_hidden = hidden if self.critic_embedder is None else self.critic_embedder(rows)
+        with in_full_precision(self.device):
+            hidden = run_core(self.core, hidden, state[:, 0], episode_starts)
+            if self.critic_core is None:
+                return self._heads(hidden, hidden)
+            return self._heads(hidden, run_core(self.critic_core, critic_hidden, state[:, 1], episode_starts))
 
     def _heads(self, hidden: Tensor, critic_hidden: Tensor) -> NetworkOutput:
         dtype = self.fc_policy.weight.dtype
@@ -112,6 +153,7 @@ class ImpalaPPOModel(ActorCritic):
         action_space: spaces.Space[Any],
         channels: tuple[int, ...] = (16, 32, 32),
         hidden_dim: int = 256,
+        core: CoreBuilder | None = None,
     ) -> None:
         """Build from spaces.
 
@@ -119,13 +161,15 @@ class ImpalaPPOModel(ActorCritic):
             observation_space: images, ``(H, W, C)`` or ``(C, H, W)``.
             action_space: Discrete, or Box, MultiDiscrete or MultiBinary with one dimension.
             channels: channels of each IMPALA block.
-            hidden_dim: features before the heads.
+            hidden_dim: features of the image.
+            core: builds what remembers, from their number: ``LSTMCore`` or ``GRUCore``; none by default.
         """
         super().__init__(
             observation_space,
             action_space,
             encoder=lambda space: ImpalaCNN(space, channels=channels, hidden_dim=hidden_dim),
             shared=True,
+            core=core,
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ppo_lightning.core.errors import ConfigurationError, close_names
 from ppo_lightning.models.actor_critic import RawObservation, as_observation, in_full_precision
+from ppo_lightning.models.cores import CoreBuilder, run_core
 from ppo_lightning.models.encoders import Encoder, ImpalaCNN
 from ppo_lightning.models.initialization import POLICY_GAIN, VALUE_GAIN, orthogonal_
 from ppo_lightning.models.outputs import PPOModelOutput
@@ -32,6 +33,8 @@ class CoordPPOModel(nn.Module):
         feature_type: which features are concatenated before the heads: ``obs``, the encoded ``base_obs``; ``hidden``,
             the novice's hidden features; ``dist``, the novice's action probabilities; or several: ``hidden_obs``,
             ``hidden_dist``, ``obs_dist``, ``obs_hidden_dist``.
+        core: builds what remembers, behind the features, from their number: ``LSTMCore`` or ``GRUCore``; none by
+            default.
 
     Attributes:
         embedder: the encoder; None where ``feature_type`` leaves ``obs`` out.
@@ -50,6 +53,7 @@ class CoordPPOModel(nn.Module):
         action_space: spaces.Space[Any],
         encoder: Callable[[spaces.Space[Any]], Encoder] = ImpalaCNN,
         feature_type: str = "obs",
+        core: CoreBuilder | None = None,
     ) -> None:
         super().__init__()
         if feature_type not in FEATURE_TYPES:
@@ -66,6 +70,8 @@ class CoordPPOModel(nn.Module):
             self.embedder.within = ("base_obs",)
         self.hidden_dim = 0 if self.embedder is None else self.embedder.output_dim
         self.hidden_dim += sum(spaces.flatdim(shown[_KEYS[name]]) for name in self.features if name != "obs")
+        self.core = None if core is None else core(self.hidden_dim)
+        self.hidden_dim = self.hidden_dim if self.core is None else self.core.output_dim
         self.logit_dim = spaces.flatdim(action_space)
         self.fc_policy = orthogonal_(nn.Linear(self.hidden_dim, self.logit_dim), POLICY_GAIN)
         self.fc_value = orthogonal_(nn.Linear(self.hidden_dim, 1), VALUE_GAIN)
@@ -74,22 +80,49 @@ class CoordPPOModel(nn.Module):
     def device(self) -> torch.device:
         return self.fc_policy.weight.device
 
-    def forward(self, obs: RawObservation) -> PPOModelOutput:
-        """Observations of ``B`` rows, as tensors, numpy arrays or a mapping of either, to the output for ``B``."""
+    def initial_state(self, num_envs: int) -> Tensor | None:
+        """The memory at an episode's start, ``(N, S, L, H)``; None without memory."""
+        return None if self.core is None else self.core.initial_state(num_envs)
+
+    def forward(self, obs: RawObservation, state: Tensor | None = None) -> Any:
+        """The output for ``B`` observations; with memory ``(output, memory after it)``.
+
+        Args:
+            obs: of ``B`` rows, as tensors, numpy arrays or a mapping of either.
+            state: the memory before; None is that of an episode's start.
+        """
         tensors = as_observation(obs, self.device)
         assert isinstance(tensors, TensorDictBase)
-        encoded = None if self.embedder is None else self.embedder(tensors["base_obs"])
+        encoded = self._encode(tensors)
         with in_full_precision(self.device):
-            return self._heads(tensors, encoded)
+            features = self._features(tensors, encoded)
+            if self.core is None:
+                return self._heads(features)
+            features, after = self.core.step(
+                features, self.core.initial_state(len(features)) if state is None else state
+            )
+            return self._heads(features), after
 
-    def _heads(self, obs: TensorDictBase, encoded: Tensor | None) -> PPOModelOutput:
+    def unroll(self, obs: TensorDictBase, state: Tensor, episode_starts: Tensor) -> PPOModelOutput:
+        """The output over whole sequences, see :func:`models.memory.unroll`: the encoder takes all steps at once."""
+        rows = obs.flatten(0, 1)
+        encoded = self._encode(rows)
+        with in_full_precision(self.device):
+            return self._heads(run_core(self.core, self._features(rows, encoded), state, episode_starts))
+
+    def _encode(self, obs: TensorDictBase) -> Tensor | None:
+        return None if self.embedder is None else self.embedder(obs["base_obs"])
+
+    def _features(self, obs: TensorDictBase, encoded: Tensor | None) -> Tensor:
         dtype = self.fc_policy.weight.dtype
         parts = [] if encoded is None else [encoded.to(dtype)]
         if "hidden" in self.features:
             parts.append(obs["novice_hidden"].to(dtype).flatten(1))
         if "dist" in self.features:
             parts.append(obs["novice_logits"].to(dtype).softmax(dim=-1))
-        hidden = torch.cat(parts, dim=-1)
+        return torch.cat(parts, dim=-1)
+
+    def _heads(self, hidden: Tensor) -> PPOModelOutput:
         return PPOModelOutput(self.fc_policy(hidden), self.fc_value(hidden).squeeze(-1), hidden)
 
 
@@ -103,6 +136,7 @@ class ImpalaCoordPPOModel(CoordPPOModel):
         feature_type: str = "obs",
         channels: tuple[int, ...] = (16, 32, 32),
         hidden_dim: int = 256,
+        core: CoreBuilder | None = None,
     ) -> None:
         """Build from spaces.
 
@@ -112,12 +146,14 @@ class ImpalaCoordPPOModel(CoordPPOModel):
             feature_type: what it sees: obs, hidden, hidden_obs, dist, hidden_dist, obs_dist or obs_hidden_dist.
             channels: channels of each IMPALA block.
             hidden_dim: features of the image.
+            core: builds what remembers, behind all features, from their number; none by default.
         """
         super().__init__(
             observation_space,
             action_space,
             encoder=lambda space: ImpalaCNN(space, channels=channels, hidden_dim=hidden_dim),
             feature_type=feature_type,
+            core=core,
         )
 
 

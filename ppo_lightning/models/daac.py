@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from ppo_lightning.models.actor_critic import ActorCritic, RawObservation, as_observation, in_full_precision
+from ppo_lightning.models.cores import CoreBuilder, run_core
 from ppo_lightning.models.encoders import Encoder, MLPEncoder
 from ppo_lightning.models.initialization import VALUE_GAIN, orthogonal_
 from ppo_lightning.models.outputs import NetworkOutput
@@ -24,6 +25,8 @@ class DAACModel(ActorCritic):
         encoder: builds the policy network's encoder from the observation space.
         critic_encoder: the value network's; the same kind by default.
         initial_logstd: logarithm of the Gaussian's initial standard deviation.
+        core: builds what each of the two remembers by, behind its encoder, from its number of features: ``LSTMCore`` or
+            ``GRUCore``; none by default.
 
     Attributes:
         fc_advantage: Linear from the policy network's features and the action to the advantage, orthogonal with gain 1.
@@ -36,25 +39,43 @@ class DAACModel(ActorCritic):
         encoder: Callable[[spaces.Space[Any]], Encoder] = MLPEncoder,
         critic_encoder: Callable[[spaces.Space[Any]], Encoder] | None = None,
         initial_logstd: float = 0.0,
+        core: CoreBuilder | None = None,
     ) -> None:
         super().__init__(
-            observation_space, action_space, encoder, critic_encoder, shared=False, initial_logstd=initial_logstd
+            observation_space,
+            action_space,
+            encoder,
+            critic_encoder,
+            shared=False,
+            initial_logstd=initial_logstd,
+            core=core,
         )
         self._action_space = action_space
         self.fc_advantage = orthogonal_(nn.Linear(self.hidden_dim + self.logit_dim, 1), VALUE_GAIN)
 
-    def policy(self, obs: RawObservation) -> NetworkOutput:
-        """The actor's half of :meth:`forward`; its value is NaN, as nothing of the critic is run."""
-        hidden = self.embedder(as_observation(obs, self.device))
+    def policy(
+        self, obs: RawObservation, state: Tensor | None = None, episode_starts: Tensor | None = None
+    ) -> NetworkOutput:
+        """The actor's half of :meth:`forward`, or of :meth:`unroll` where its further arguments are given.
+
+        Its value is NaN, as nothing of the critic is run.
+        """
+        tensors = as_observation(obs, self.device)
+        hidden = self.embedder(tensors if state is None else cast(Any, tensors).flatten(0, 1))
         with in_full_precision(self.device):
+            if state is not None and episode_starts is not None:
+                hidden = run_core(self.core, hidden, state[:, 0], episode_starts)
             hidden = hidden.to(self.fc_policy.weight.dtype)
             return self._output(hidden, hidden.new_full(hidden.shape[:1], torch.nan))
 
-    def values(self, obs: RawObservation) -> Tensor:
-        """The critic's half: values ``(B,)``."""
+    def values(self, obs: RawObservation, state: Tensor | None = None, episode_starts: Tensor | None = None) -> Tensor:
+        """The critic's half: values ``(B,)``, ``(N·T,)`` of whole sequences."""
         assert self.critic_embedder is not None
-        hidden = self.critic_embedder(as_observation(obs, self.device))
+        tensors = as_observation(obs, self.device)
+        hidden = self.critic_embedder(tensors if state is None else cast(Any, tensors).flatten(0, 1))
         with in_full_precision(self.device):
+            if state is not None and episode_starts is not None:
+                hidden = run_core(self.critic_core, hidden, state[:, 1], episode_starts)
             value: Tensor = self.fc_value(hidden.to(self.fc_value.weight.dtype)).squeeze(-1)
             return value
 

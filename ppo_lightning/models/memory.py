@@ -17,11 +17,15 @@ def unroll(network: MemoryNetwork, obs: Observation, state: State, episode_start
     """The network's outputs over ``(N, T)`` observations, in one flat output of ``N·T`` rows, environment-major.
 
     Args:
-        network: takes ``(obs, state)`` and returns ``(output, next state)``.
+        network: takes ``(obs, state)`` and returns ``(output, next state)``. Its own method ``unroll``, with the
+            arguments of this function but the first, does the same faster where it has one.
         obs: ``(N, T, *shape)``.
         state: before the first step, ``(N, *shape)``.
         episode_starts: ``(N, T)`` bool; the memory is cleared before each step where it is true.
     """
+    own = getattr(network, "unroll", None)
+    if own is not None:
+        return own(obs, state, episode_starts)
     num_envs, num_steps = episode_starts.shape
     beginning = network.initial_state(num_envs)
     outputs = []
@@ -48,7 +52,9 @@ def _stack(outputs: list[Any]) -> Any:
 
 
 def take_rows(output: Any, rows: Tensor) -> Any:
-    """The given rows of an output, by a ``(B,)`` mask or indices; what all rows share stays as it is."""
+    """Rows of an output, or of a tensor, by a ``(B,)`` mask or indices; what all rows share stays as it is."""
+    if isinstance(output, Tensor):
+        return output[rows]
     fields = {name: value if _is_common(name, value) else value[rows] for name, value in vars(output).items()}
     return type(output)(**fields)
 

@@ -17,6 +17,7 @@ from ppo_lightning.core.errors import ConfigurationError, check_range, close_nam
 from ppo_lightning.core.rollout import Observation
 from ppo_lightning.functional.moments import merge_moments, moments_of_rows, pool_moments
 from ppo_lightning.models.actor_critic import ActorCritic, errors_of_encoder, in_full_precision
+from ppo_lightning.models.cores import CoreBuilder
 from ppo_lightning.models.encoders import Encoder, MLPEncoder, NatureCNN, is_image
 from ppo_lightning.models.initialization import VALUE_GAIN, orthogonal_
 from ppo_lightning.models.normalization import RunningMoments
@@ -118,6 +119,8 @@ class RNDModel(ActorCritic):
         action_space: Discrete, MultiDiscrete or MultiBinary, or Box (a Gaussian with a learned, state-independent std).
         encoder: builds the encoder from the observation space.
         initial_logstd: logarithm of the Gaussian's initial standard deviation.
+        core: builds what remembers, behind the encoder, from its number of features: ``LSTMCore`` or ``GRUCore``; none
+            by default.
 
     Attributes:
         fc_intrinsic_value: Linear to the value of intrinsic rewards, orthogonal with gain 1.
@@ -129,8 +132,11 @@ class RNDModel(ActorCritic):
         action_space: spaces.Space[Any],
         encoder: Callable[[spaces.Space[Any]], Encoder] = MLPEncoder,
         initial_logstd: float = 0.0,
+        core: CoreBuilder | None = None,
     ) -> None:
-        super().__init__(observation_space, action_space, encoder, shared=True, initial_logstd=initial_logstd)
+        super().__init__(
+            observation_space, action_space, encoder, shared=True, initial_logstd=initial_logstd, core=core
+        )
         self.fc_intrinsic_value = orthogonal_(nn.Linear(self.hidden_dim, 1), VALUE_GAIN)
 
     def intrinsic_values(self, hidden: Tensor) -> Tensor:

@@ -1,17 +1,18 @@
 """Decoupled Advantage Actor-Critic: two networks that learn in turns, and what the policy's predicts beside it."""
 
+import functools
 import math
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 
-from ppo_lightning import DAAC, ActorCritic, ConfigurationError, DAACModel
+from ppo_lightning import DAAC, ActorCritic, ConfigurationError, DAACModel, LSTMCore
 from ppo_lightning.core.agent import Phase
 from ppo_lightning.core.rollout import PPOBatch
-from tests.agents import daac_data, make_daac
+from tests.agents import SMALL_DAAC, daac_data, make_daac
 from tests.algorithms.test_guards import Steps
-from tests.runs import Recorder, SmallGRU, fit, make_data
+from tests.runs import Recorder, SmallGRU, fit, make_data, weights
 
 VALUE = "network.critic_embedder.", "network.fc_value."
 
@@ -229,17 +230,45 @@ def test_a_network_that_it_cannot_learn_with_is_refused_before_any_work(network,
 
 
 class Remembering(DAACModel):
+    """Remembers, and its halves know nothing of it."""
+
     def initial_state(self, num_envs):
         return torch.zeros(num_envs, 1)
 
     def forward(self, obs, state):
         return super().forward(obs), state
 
+    def policy(self, obs):
+        return super().policy(obs)
 
-def test_a_network_with_memory_is_refused():
+
+def test_a_network_whose_halves_do_not_take_its_memory_is_refused():
     data = daac_data()
-    with pytest.raises(ConfigurationError, match=r"no network for DAAC \(it has memory\): take DAACModel"):
+    with pytest.raises(ConfigurationError, match=r"^--model\.network: .* of Remembering fails"):
         make_daac(network=Remembering).build_network(data.observation_space, data.action_space)
+
+
+@pytest.mark.parametrize("sequence_length", [None, 4])
+def test_with_memory_each_phase_learns_from_sequences_and_leaves_the_other_network(sequence_length):
+    recorder, core = Recorder(), functools.partial(LSTMCore, hidden_dim=6)
+    daac = make_daac(network=functools.partial(SMALL_DAAC, core=core), value_epochs=1)
+    seen, step = [], daac.training_step
+
+    def spy(batch, batch_idx):
+        seen.append((daac.phase_of(batch_idx), batch.valid.shape, weights(daac)))
+        return step(batch, batch_idx)
+
+    daac.training_step = spy
+    fit(daac, daac_data(iterations=1, sequence_length=sequence_length), callbacks=[recorder])
+    rows = (2, 8) if sequence_length is None else (4, 4)
+    assert [(phase, tuple(shape)) for phase, shape, _ in seen] == [("value", rows)] * 2 + [("policy", rows)] * 2
+    before, middle, after = seen[0][2], seen[2][2], weights(daac)
+    for first, second, learns in ((before, middle, True), (middle, after, False)):
+        changed = {name for name in first if not torch.equal(first[name], second[name])}
+        assert changed
+        assert all(name.startswith(("critic", "fc_value")) == learns for name in changed)
+        assert any("core" in name for name in changed)
+    assert recorder.metrics[0]["train/first_ratio_error"] < 1e-5
 
 
 def test_epochs_of_the_data_are_refused_by_both_flags():

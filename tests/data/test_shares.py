@@ -30,10 +30,10 @@ def test_shares_are_divided_between_ranks(shares, ranks, each):
         (None, {"num_minibatches": 3}, "num_envs=8 × --data.num_steps=4 = 32 transitions cannot be divided"),
         (
             None,
-            {"num_minibatches": 16, "has_memory": True},
+            {"num_minibatches": 16, "sequences": 1},
             "num_envs=8 cannot be divided into --data.num_minibatches=16",
         ),
-        (4, {"has_memory": True}, "2 environments cannot be divided into --data.num_minibatches=4"),
+        (4, {"sequences": 1}, "2 environments cannot be divided into --data.num_minibatches=4"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(shares, changed, words):
@@ -52,10 +52,10 @@ def test_rows_of_shares_are_those_of_their_environments(num_shares, envs, num_st
     flags = st.lists(st.booleans(), min_size=num_envs * num_steps, max_size=num_envs * num_steps)
     valid = torch.tensor(data.draw(flags)).view(num_steps, num_envs)
     env_of_row = torch.arange(num_envs).repeat(num_steps, 1)[valid]
-    for share, rows in enumerate(rows_of_shares(valid, has_memory=False, num_shares=num_shares)):
+    for share, rows in enumerate(rows_of_shares(valid, sequences=None, num_shares=num_shares)):
         own = [row for row, env in enumerate(env_of_row.tolist()) if env // envs == share]
         assert rows.tolist() == own
-    by_env = rows_of_shares(valid, has_memory=True, num_shares=num_shares)
+    by_env = rows_of_shares(valid, sequences=1, num_shares=num_shares)
     assert [rows.tolist() for rows in by_env] == torch.arange(num_envs).view(num_shares, envs).tolist()
 
 

@@ -4,7 +4,7 @@ import pytest
 from gymnasium import spaces
 
 from ppo_lightning.core.errors import ConfigurationError
-from ppo_lightning.envs.wrappers import NoisyObservation
+from ppo_lightning.envs.wrappers import NoisyObservation, SelectObservation
 
 
 def test_both_observations_are_there_and_the_noise_has_its_std():
@@ -36,3 +36,23 @@ def test_a_wrong_std_is_refused(std):
 def test_observations_that_are_no_floats_are_refused():
     with pytest.raises(ConfigurationError, match="Box of floats"):
         NoisyObservation(gymnasium.make("FrozenLake-v1"))
+
+
+def test_some_of_an_observations_numbers_are_left_in_the_order_given():
+    env, whole = SelectObservation(gymnasium.make("CartPole-v1"), [2, 0]), gymnasium.make("CartPole-v1")
+    obs, full = env.reset(seed=3)[0], whole.reset(seed=3)[0]
+    np.testing.assert_array_equal(obs, full[[2, 0]])
+    assert env.observation_space.contains(obs)
+    np.testing.assert_array_equal(env.observation_space.high, whole.observation_space.high[[2, 0]])
+    np.testing.assert_array_equal(env.step(1)[0], whole.step(1)[0][[2, 0]])
+
+
+@pytest.mark.parametrize("indices", [[], [4], [-1], [0, 7]])
+def test_numbers_that_an_observation_lacks_are_refused(indices):
+    with pytest.raises(ConfigurationError, match=r"SelectObservation\.indices=.* must be of 0 to 3, at least one\.$"):
+        SelectObservation(gymnasium.make("CartPole-v1"), indices)
+
+
+def test_numbers_of_observations_that_are_no_vectors_are_refused():
+    with pytest.raises(ConfigurationError, match="Box of one dimension, not for Discrete"):
+        SelectObservation(gymnasium.make("FrozenLake-v1"), [0])

@@ -1,0 +1,157 @@
+"""What remembers: recurrent layers between an encoder and the heads."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ppo_lightning.core.errors import check_range
+
+_FLAG = "--model.network.core"
+
+
+class MemoryCore(nn.Module):
+    """Recurrent layers, whose memory is one tensor of ``(N, S, L, H)``: ``S`` vectors for each of ``L`` layers.
+
+    They run in full precision also where the encoder runs in half. Weights are orthogonal, biases zero.
+
+    Args:
+        input_dim: features in.
+        hidden_dim: features out, and the width of each layer (``H``).
+        num_layers: layers on top of each other (``L``).
+
+    Raises:
+        ConfigurationError: a number outside its range.
+    """
+
+    LAYERS: type[nn.LSTM] | type[nn.GRU]
+    VECTORS: int
+    """That each layer carries from step to step (``S``)."""
+
+    def __init__(self, input_dim: int, hidden_dim: int = 128, num_layers: int = 1) -> None:
+        super().__init__()
+        check_range(f"{_FLAG}.hidden_dim", hidden_dim, 1)
+        check_range(f"{_FLAG}.num_layers", num_layers, 1)
+        self.layers = self.LAYERS(input_dim, hidden_dim, num_layers)
+        for name, parameter in self.layers.named_parameters():
+            nn.init.zeros_(parameter) if "bias" in name else nn.init.orthogonal_(parameter)
+        self.output_dim = hidden_dim
+        self.state_shape = (self.VECTORS, num_layers, hidden_dim)
+
+    def initial_state(self, num_envs: int) -> Tensor:
+        """The memory at an episode's start: zeros ``(N, S, L, H)``."""
+        weight = cast(Tensor, self.layers.weight_hh_l0)
+        return weight.new_zeros(num_envs, *self.state_shape)
+
+    def step(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of ``N`` environments.
+
+        Args:
+            features: ``(N, F)``.
+            state: before the step, ``(N, S, L, H)``.
+
+        Returns:
+            Features ``(N, H)``, and the memory after the step.
+        """
+        x, after = features.to(state.dtype), []
+        for layer, weights in enumerate(self.layers.all_weights):
+            vectors = self._cell(x, state[:, :, layer].unbind(1), weights)
+            x = vectors[0]
+            after.append(torch.stack(vectors, dim=1))
+        return x, torch.stack(after, dim=2)
+
+    def sequences(self, features: Tensor, state: Tensor, episode_starts: Tensor) -> Tensor:
+        """Whole sequences, each part between two episode starts as a sequence of its own.
+
+        Args:
+            features: ``(N, T, F)``.
+            state: before the first step, ``(N, S, L, H)``.
+            episode_starts: ``(N, T)`` bool; the memory is cleared before each step where it is true.
+
+        Returns:
+            Features ``(N, T, H)``.
+        """
+        rows = features.to(state.dtype).flatten(0, 1)
+        outputs, places = [], []
+        for part in _parts_of_like_length(episode_starts.cpu()):
+            first, steps = part.first.to(rows.device), part.steps.to(rows.device)
+            x = rows.index_select(0, (first + steps).flatten()).reshape(*steps.shape, -1)
+            envs = torch.div(first, episode_starts.shape[1], rounding_mode="floor")
+            memory = torch.where(part.is_carried.to(rows.device).reshape(-1, 1, 1, 1), state[envs], 0)
+            vectors = [vector.contiguous() for vector in memory.permute(1, 2, 0, 3)]  # each (L, P, H)
+            output, _ = self.layers(x, tuple(vectors) if len(vectors) > 1 else vectors[0])
+            is_own = part.is_own.to(rows.device)
+            outputs.append(output[is_own])
+            places.append((first + steps)[is_own])
+        place = torch.cat(places).argsort()
+        return torch.cat(outputs).index_select(0, place).reshape(*episode_starts.shape, -1)
+
+    @abstractmethod
+    def _cell(self, x: Tensor, vectors: tuple[Tensor, ...], weights: Any) -> tuple[Tensor, ...]:
+        """One layer's step: what it carries on, each ``(N, H)``; the first of these is its output."""
+
+
+class LSTMCore(MemoryCore):
+    """Long short-term memory (Hochreiter and Schmidhuber, Neural Computation 1997), PyTorch's."""
+
+    LAYERS, VECTORS = nn.LSTM, 2
+
+    def _cell(self, x: Tensor, vectors: tuple[Tensor, ...], weights: Any) -> tuple[Tensor, ...]:
+        return torch.lstm_cell(x, list(vectors), *weights)
+
+
+class GRUCore(MemoryCore):
+    """Gated recurrent units (Cho et al., arXiv 1406.1078), PyTorch's: half the memory of an LSTM."""
+
+    LAYERS, VECTORS = nn.GRU, 1
+
+    def _cell(self, x: Tensor, vectors: tuple[Tensor, ...], weights: Any) -> tuple[Tensor, ...]:
+        return (torch.gru_cell(x, vectors[0], *weights),)
+
+
+@dataclass
+class _Parts:
+    """``P`` parts of sequences, of up to ``K`` steps, each between two episode starts."""
+
+    first: Tensor
+    """Of a part its first row, ``(P,)``."""
+    steps: Tensor
+    """Rows after the first, ``(K, P)``; beyond a part's end its last one is repeated."""
+    is_own: Tensor
+    """``(K, P)``, false beyond a part's end."""
+    is_carried: Tensor
+    """``(P,)``, whether it goes on with what was remembered before the sequence."""
+
+
+def _parts_of_like_length(episode_starts: Tensor) -> Iterator[_Parts]:
+    """All parts of ``(N, T)`` sequences, those together of which the longest is less than twice the shortest.
+
+    One call of PyTorch's layers for each such group is several times as fast as their packed sequences, whose gradient
+    takes time in the square of ``T``, and as a call for each stretch in which no environment starts anew.
+    """
+    num_envs, num_steps = episode_starts.shape
+    begins = episode_starts.clone()
+    begins[:, 0] = True
+    first = begins.flatten().nonzero().squeeze(1)
+    lengths = torch.diff(first, append=first.new_tensor([num_envs * num_steps]))
+    is_carried = (first % num_steps == 0) & ~episode_starts.flatten()[first]
+    sizes = torch.frexp(lengths.double())[1]
+    for size in sorted(set(sizes.tolist())):
+        group = sizes == size
+        steps = torch.arange(int(lengths[group].max())).unsqueeze(1)
+        yield _Parts(first[group], torch.minimum(steps, lengths[group] - 1), steps < lengths[group], is_carried[group])
+
+
+CoreBuilder = Callable[[int], MemoryCore]
+"""Builds a core from the number of features that it is given."""
+
+
+def run_core(core: MemoryCore | None, features: Tensor, state: Tensor, episode_starts: Tensor) -> Tensor:
+    """Features ``(N·T, F)`` of ``N`` sequences, environment-major, to what a core makes of them, ``(N·T, H)``."""
+    assert core is not None
+    return core.sequences(features.reshape(*episode_starts.shape, -1), state, episode_starts).flatten(0, 1)

@@ -78,7 +78,8 @@ class SelectObservation(gymnasium.ObservationWrapper):
         size = space.shape[0]
         if not indices or not all(0 <= index < size for index in indices):
             raise ConfigurationError(
-                f"--data.env.wrappers: SelectObservation.indices={list(indices)} must be of 0 to {size - 1}, at least one."
+                f"--data.env.wrappers: SelectObservation.indices={list(indices)} must be of 0 to {size - 1}, at least "
+                "one."
             )
         self.indices = list(indices)
         self.observation_space = spaces.Box(space.low[self.indices], space.high[self.indices], dtype=space.dtype.type)

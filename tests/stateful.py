@@ -278,6 +278,7 @@ SIMULATORS = [
         wrap("FlattenObservation"),
         proves=f"blackjack:BlackjackEnv {OBS}:FlattenObservation",
     ),
+    *case("Doors", "ppo_lightning.envs.toys:Doors-v0", kwargs={"hint": "first", "length": 5}, proves="toys:Doors"),
     # wrappers
     *case(
         "FrameStackObservation",

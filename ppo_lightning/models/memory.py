@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -23,9 +23,8 @@ def unroll(network: MemoryNetwork, obs: Observation, state: State, episode_start
         state: before the first step, ``(N, *shape)``.
         episode_starts: ``(N, T)`` bool; the memory is cleared before each step where it is true.
     """
-    own = getattr(network, "unroll", None)
-    if own is not None:
-        return own(obs, state, episode_starts)
+    if _has_own_unroll(type(network)):
+        return cast(Any, network).unroll(obs, state, episode_starts)
     num_envs, num_steps = episode_starts.shape
     beginning = network.initial_state(num_envs)
     outputs = []
@@ -34,6 +33,16 @@ def unroll(network: MemoryNetwork, obs: Observation, state: State, episode_start
         output, state = network(obs[:, step], state)
         outputs.append(output)
     return _stack(outputs)
+
+
+def _has_own_unroll(kind: type) -> bool:
+    """Whether a network's ``unroll`` does what its steps do: not where a subclass changed only those."""
+    for base in kind.__mro__:
+        if "unroll" in vars(base):
+            return True
+        if "forward" in vars(base) or "initial_state" in vars(base):
+            return False
+    return False
 
 
 def _where(rows: Tensor, new: Any, old: Any) -> Any:

@@ -218,6 +218,23 @@ def test_actor_and_critic_remember_by_themselves():
     assert not {id(parameter) for parameter in network.core.parameters()} & critic
 
 
+class Louder(ActorCritic):
+    """Changes the steps and not ``unroll``."""
+
+    def forward(self, obs, state=None):
+        output, state = super().forward(obs, state)
+        output.value = 2 * output.value
+        return output, state
+
+
+def test_a_subclass_that_changes_the_steps_is_unrolled_by_them():
+    network = Louder(VECTOR, DISCRETE, core=LSTMCore)
+    obs, starts, state = torch.randn(2, 3, 3), torch.zeros(2, 3).bool(), network.initial_state(2)
+    torch.testing.assert_close(
+        unroll(network, obs, state, starts).value, 2 * network.unroll(obs, state, starts).value, atol=1e-6, rtol=0
+    )
+
+
 @pytest.mark.parametrize("half", ["policy", "values"])
 def test_a_half_of_daac_is_that_of_the_whole(half):
     torch.manual_seed(0)

@@ -15,6 +15,8 @@ from torch import nn
 
 from ppo_lightning import (
     ActorCritic,
+    GRUCore,
+    LSTMCore,
     NatureCNN,
     export_onnx,
 )
@@ -78,6 +80,20 @@ def test_the_network_is_in_evaluation_mode_and_its_memory_begins_as_it_learned()
     with torch.no_grad():
         assert_close(value, network(torch.from_numpy(obs), network.initial_state(5))[0].value.numpy())
     assert_close(state, np.tile(begins / 2, (5, 1)))
+
+
+@pytest.mark.parametrize("core", [functools.partial(LSTMCore, hidden_dim=5), functools.partial(GRUCore, num_layers=2)])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_core_is_a_part_of_the_file(core, shared):
+    network = save(functools.partial(SMALL_NETWORK, core=core, shared=shared)).eval()
+    assert export_onnx("a.ckpt", "policy.onnx").difference < 1e-5
+    session, obs = onnxruntime.InferenceSession("policy.onnx"), draw(VECTOR, 3)
+    state = np.random.default_rng(0).standard_normal(network.initial_state(3).shape).astype(np.float32)
+    value, after = session.run(["value", "next_state"], {"obs": obs, "state": state})
+    with torch.no_grad():
+        output, expected = network(torch.from_numpy(obs), torch.from_numpy(state))
+    assert_close(value, output.value.numpy())
+    assert_close(after, expected.numpy())
 
 
 class KeyedGRU(SmallGRU):

@@ -21,6 +21,7 @@ from ppo_lightning.core.rollout import PPOBatch
 from ppo_lightning.functional import advantage_loss, value_loss
 from ppo_lightning.functional.distributions import at_least_float32
 from ppo_lightning.models.daac import DAACModel
+from ppo_lightning.models.outputs import apply_action_mask
 
 
 class DAAC(ClippedModule):
@@ -161,7 +162,7 @@ class DAAC(ClippedModule):
             values = at_least_float32(self._net.values(rows.obs))
             loss = value_loss(values, rows.returns, rows.values, clip_coef)
             return self.finish_minibatch(loss, {}, batch_idx, name="value_loss")
-        output = self._net.policy(rows.obs)
+        output = apply_action_mask(self._net.policy(rows.obs), rows.obs)
         advantages = self.minibatch_advantages(rows, batch_idx)
         loss, ratio, parts = self.objective.loss(output.distribution, rows, advantages)
         parts["advantage_loss"] = advantage_loss(self._net.advantages(output.hidden, rows.actions), advantages)

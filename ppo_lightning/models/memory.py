@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from ppo_lightning.core.rollout import Observation, State
-from ppo_lightning.models.outputs import MemoryNetwork
+from ppo_lightning.models.outputs import MemoryNetwork, run_network
 
 
 def unroll(network: MemoryNetwork, obs: Observation, state: State, episode_starts: Tensor) -> Any:
@@ -27,7 +27,8 @@ def unroll(network: MemoryNetwork, obs: Observation, state: State, episode_start
     outputs = []
     for step in range(num_steps):
         state = _where(episode_starts[:, step], beginning, state)
-        output, state = network(obs[:, step], state)
+        output, after = run_network(network, obs[:, step], state)
+        state = cast(State, after)
         outputs.append(output)
     return _stack(outputs)
 

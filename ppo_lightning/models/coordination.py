@@ -88,7 +88,8 @@ class CoordPPOModel(nn.Module):
         if "hidden" in self.features:
             parts.append(obs["novice_hidden"].to(dtype).flatten(1))
         if "dist" in self.features:
-            parts.append(obs["novice_logits"].to(dtype).softmax(dim=-1))
+            # before it is rounded: in half precision the logit of an illegal action would be infinite
+            parts.append(obs["novice_logits"].softmax(dim=-1).to(dtype))
         hidden = torch.cat(parts, dim=-1)
         return PPOModelOutput(self.fc_policy(hidden), self.fc_value(hidden).squeeze(-1), hidden)
 

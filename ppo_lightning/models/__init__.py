@@ -13,6 +13,7 @@ from ppo_lightning.models.outputs import (
     MultiDiscreteModelOutput,
     PPOModelOutput,
     SquashedModelOutput,
+    apply_action_mask,
 )
 
 __all__ = [
@@ -37,4 +38,5 @@ __all__ = [
     "RNDModel",
     "RandomNetworkDistillation",
     "SquashedModelOutput",
+    "apply_action_mask",
 ]

@@ -18,7 +18,7 @@ from ppo_lightning.core.errors import ConfigurationError, TrainingError
 from ppo_lightning.core.rollout import PPOBatch, PPOSequenceBatch, Rollout
 from ppo_lightning.curves import plot_runs
 from ppo_lightning.data import RolloutDataModule, RolloutDataset
-from ppo_lightning.envs import AtariEnv, CoordinationEnv, EnvpoolEnv, GymnasiumEnv, ProcgenEnv
+from ppo_lightning.envs import ActionMaskWrapper, AtariEnv, CoordinationEnv, EnvpoolEnv, GymnasiumEnv, ProcgenEnv
 from ppo_lightning.loggers import run_loggers
 from ppo_lightning.models import (
     ActorCritic,
@@ -50,6 +50,7 @@ __all__ = [
     "DAACModel",
     "RNDModel",
     "RandomNetworkDistillation",
+    "ActionMaskWrapper",
     "ActorCritic",
     "AlwaysPolicy",
     "CoordPPOModel",

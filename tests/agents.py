@@ -25,6 +25,16 @@ class RewardingGRU(SmallGRU):
         return self.intrinsic(hidden).squeeze(-1)
 
 
+class ForkGRU(SmallGRU):
+    """The smallest network with memory, of an observation beside a mask."""
+
+    def __init__(self, observation_space, action_space):
+        super().__init__(observation_space["place"], action_space)
+
+    def forward(self, obs, state):
+        return super().forward(obs["place"], state)
+
+
 def make_daac(**kwargs):
     torch.manual_seed(kwargs.pop("init_seed", 0))
     return DAAC(**({"network": SMALL_DAAC, "learning_rate": 3e-3, "gamma": 0.9, "value_epochs": 2} | kwargs))

@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode
 
 from ppo_lightning.envs import AtariEnv, CoordinationEnv, EnvFactory, GymnasiumEnv, ProcgenEnv
 from ppo_lightning.envs.state import CODECS
-from ppo_lightning.envs.wrappers import NoisyObservation, SelectObservation
+from ppo_lightning.envs.wrappers import ActionMaskWrapper, NoisyObservation, SelectObservation
 from tests.commands import WALK
 from tests.coordination import TINY, policy_of
 from tests.runs import SmallGRU
@@ -272,6 +272,8 @@ SIMULATORS = [
     ),
     *case("Taxi", newest("Taxi"), limit(25), proves="taxi:TaxiEnv"),
     *case("Taxi async", newest("Taxi"), limit(25), vectorization="async", num_envs=2),
+    *case("Taxi masked", newest("Taxi"), limit(25), ActionMaskWrapper, proves="wrappers:ActionMaskWrapper"),
+    *case("Taxi masked async", newest("Taxi"), ActionMaskWrapper, limit(25), vectorization="async", num_envs=2),
     *case(
         "Blackjack",
         "Blackjack-v1",
@@ -644,6 +646,15 @@ AGENTS = {
         "PPO",
         ["--data.env.id=tests.tasks:Lock-v0", "--data.env.kwargs={actions: several}", "--model.target_kl=1e-2"],
     ),
+    "PPO with memory and masks": (
+        "PPO",
+        [
+            "--data.env=tests.ranks.tasks.NextStep",
+            "--data.env.id=tests.tasks:Fork-v0",
+            "--model.network=tests.agents.ForkGRU",
+            "--data.max_env_restarts=0",
+        ],
+    ),
     "RND": (
         "RND",
         [
@@ -668,6 +679,20 @@ AGENTS = {
             "--model.novelty.output_dim=8",
             "--model.returns=nstep",
             "--model.norm_adv=rollout",
+        ],
+    ),
+    "RND with masks": (
+        "RND",
+        [
+            "--model=RND",
+            "--model.network=RNDModel",
+            "--data.env=tests.ranks.tasks.NextStep",
+            "--data.env.id=tests.tasks:Fork-v0",
+            "--data.env.kwargs={actions: several}",
+            "--data.max_env_restarts=0",
+            "--model.novelty.hidden_sizes=[16]",
+            "--model.novelty.output_dim=8",
+            "--model.init_obs_steps=42",
         ],
     ),
     "DAAC": (
@@ -700,6 +725,28 @@ AGENTS = {
             "--data.update_epochs=null",
             "--data.sequence_length=6",
             "--model.value_epochs=2",
+        ],
+    ),
+    "DAAC with masks by a method": (
+        "DAAC",
+        [
+            "--model=DAAC",
+            "--model.network=DAACModel",
+            "--data.env.id=tests.tasks:Fork-v0",
+            "--data.env.kwargs={actions: several, told: method}",
+            "--data.env.wrappers=[{class_path: ppo_lightning.ActionMaskWrapper, init_args: {method: action_masks}}]",
+            "--data.max_env_restarts=0",
+            "--data.update_epochs=null",
+        ],
+    ),
+    "PPO with LSTMs and masks": (
+        "PPO",
+        [
+            "--data.env.id=ppo_lightning.envs.toys:Doors-v0",
+            "--data.env.kwargs={hint: first, num_doors: 6, num_open: 2, length: 7}",
+            "--data.sequence_length=6",
+            "--model.network.core=LSTMCore",
+            "--model.network.core.hidden_dim=6",
         ],
     ),
     "PPO of an Atari game": (

@@ -189,6 +189,58 @@ class DictWalk(Walk):
         return self._dict(obs), *rest
 
 
+class Fork(Walk):
+    """A walk in which only some actions are legal in each step; it does not take the others.
+
+    Args:
+        actions: one of four, from 2 on, or two ``several``.
+        told: where it says which are legal: in ``obs``, in ``info``, or by a ``method``.
+        stuck: the seed of an environment in which none is in the second step of its first episode.
+    """
+
+    ACTIONS = {"one": spaces.Discrete(4, start=2), "several": spaces.MultiDiscrete([3, 2], start=[1, 0])}
+
+    def __init__(self, actions="one", told="obs", stuck=None):
+        self.action_space, self.told, self.stuck = self.ACTIONS[actions], told, stuck
+        self.sizes = [3, 2] if actions == "several" else [4]
+        if told == "obs":
+            mask = spaces.MultiBinary(sum(self.sizes))
+            self.observation_space = spaces.Dict(place=Walk.observation_space, action_mask=mask)
+
+    def reset(self, *, seed=None, options=None):
+        self.is_stuck = seed is not None and seed == self.stuck
+        obs, _ = super().reset(seed=seed)
+        return self._told(obs, is_over=False)
+
+    def step(self, action):
+        chosen = np.atleast_1d(action - self.action_space.start)
+        legal = [part[index] for part, index in zip(np.split(self.mask, np.cumsum(self.sizes)[:-1]), chosen)]
+        assert all(legal), (action, self.mask)
+        obs, reward, terminated, truncated, _ = super().step(chosen.mean() / 2)
+        obs, info = self._told(obs, terminated or truncated)
+        return obs, reward, terminated, truncated, info
+
+    def _told(self, obs, is_over):
+        bits = [self.np_random.permutation(size) < self.np_random.integers(1, size + 1) for size in self.sizes]
+        if is_over or (self.is_stuck and self.steps == 1):
+            bits[-1][:] = False
+        self.mask = np.concatenate(bits).astype(np.int8)
+        if self.told == "obs":
+            return {"place": obs, "action_mask": self.mask}, {}
+        return obs, {"action_mask": self.mask} if self.told == "info" else {}
+
+    def action_masks(self):
+        """As sb3-contrib asks for it: before an action is to be chosen."""
+        assert self.mask.any()
+        return self.mask.astype(bool)
+
+    def state_dict(self):
+        return {**super().state_dict(), "mask": self.mask, "is_stuck": self.is_stuck}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+
+
 class Drawn(gymnasium.Env):
     """Episodes of eight steps; observations drawn from one space, actions of another and of it exactly."""
 
@@ -301,6 +353,6 @@ class Stroll(Walk):
         super().load_state_dict(state)
 
 
-for entry_point in (Bandit, Target, Lock, Walk, Broken, DictWalk, Slow, Wage, Stroll, Reach):
+for entry_point in (Bandit, Target, Lock, Walk, Broken, DictWalk, Slow, Wage, Stroll, Reach, Fork):
     gymnasium.register(f"{entry_point.__name__}-v0", f"tests.tasks:{entry_point.__name__}")
 gymnasium.register("Drawn-v0", "tests.tasks:Drawn", disable_env_checker=True)

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import gymnasium
 import pytest
 import yaml
 
@@ -21,6 +22,9 @@ def needs(config):
     package = NEEDS.get(config.stem, NEEDS.get(config.stem.partition("_")[0]))
     if package is not None and importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
+    id = yaml.safe_load(config.read_text())["data"]["env"]["init_args"].get("id", "")
+    if id.startswith("Taxi") and id not in gymnasium.registry:
+        pytest.skip(f"this version of Gymnasium has no {id}")
 
 
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -38,6 +42,7 @@ def test_the_configurations_that_are_promised_are_there():
         "pendulum_asymmetric",
         "procgen_coinrun",
         "procgen_daac",
+        "taxi_masked",
     }
     alone |= {"atari_breakout", "atari_pong", "atari_rnd"}
     alone |= {"cartpole_memory", "minigrid_memory", "doors_masked", "doors_memory"}
@@ -95,6 +100,8 @@ def check_that_it_trains(config, *flags):
 
 
 def holds(printed, written):
+    if isinstance(written, list):
+        return len(printed) == len(written) and all(map(holds, printed, written))
     if not isinstance(written, dict):
         return printed == written
     return all(key in printed and holds(printed[key], value) for key, value in written.items() if key != "class_path")

@@ -23,6 +23,7 @@ from ppo_lightning.core.rollout import Observation, PPOBatch
 from ppo_lightning.functional import advantage_loss, value_loss
 from ppo_lightning.functional.distributions import at_least_float32
 from ppo_lightning.models.daac import DAACModel
+from ppo_lightning.models.outputs import apply_action_mask
 
 
 class DAAC(ClippedModule):
@@ -166,8 +167,9 @@ class DAAC(ClippedModule):
     def _evaluate_half(self, half: Callable[..., Any], batch: Batch) -> tuple[Any, PPOBatch]:
         """One of the two networks on a minibatch, and the minibatch as independent transitions."""
         if isinstance(batch, PPOBatch):
-            return half(batch.obs), batch
-        return rows_of_sequences(half(batch.obs, batch.initial_state, batch.episode_starts), batch)
+            return apply_action_mask(half(batch.obs), batch.obs), batch
+        output = half(batch.obs, batch.initial_state, batch.episode_starts)
+        return rows_of_sequences(apply_action_mask(output, batch.obs.flatten(0, 1)), batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one minibatch, of the network whose phase it belongs to."""

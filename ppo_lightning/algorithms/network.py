@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from gymnasium import spaces
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from ppo_lightning.core.checkpoint import NetworkBuilder
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.instantiate import build_from_config
+from ppo_lightning.core.legal import ACTION_MASK, component_sizes, is_masked
 from ppo_lightning.core.rollout import Observation
 from ppo_lightning.core.spaces import check_spaces, sample_rows
 from ppo_lightning.functional.distributions import draw_noise
@@ -23,6 +25,7 @@ Head = Callable[[Observation, Any, Tensor], Tensor]
 """Takes observations, the network's output for them and actions; gives one number each."""
 
 _BATCH = 2
+_CERTAIN = 1e-3  # the largest magnitude of a log-probability that should be 0
 
 
 def build_network(network: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> nn.Module:
@@ -116,7 +119,7 @@ def _check_fit(network: nn.Module, observation_space: spaces.Space[Any], action_
     name = type(network).__name__
     try:
         with torch.no_grad():
-            _, output, actions = _try(network, observation_space, action_space)
+            obs, output, actions = _try(network, observation_space, action_space)
             shapes = tuple(output.value.shape), tuple(output.distribution.log_prob(actions).shape)
     except ConfigurationError:
         raise
@@ -138,3 +141,21 @@ def _check_fit(network: nn.Module, observation_space: spaces.Space[Any], action_
             f"--model.network: {name} returns values of shape {shapes[0]} and log-probabilities of shape {shapes[1]} "
             f"for {_BATCH} observations: both must be ({_BATCH},), one number an observation."
         )
+    if is_masked(observation_space) and not _is_obeyed(network, obs, action_space):
+        raise ConfigurationError(
+            f"--model.network: the distribution of {name} takes actions that the observation's {ACTION_MASK} forbids: "
+            "let it be one of the output's logits, as those of ppo_lightning.models are."
+        )
+
+
+def _is_obeyed(network: nn.Module, obs: Observation, action_space: spaces.Space[Any]) -> bool:
+    """Whether the last action of each component, where it alone is legal, is certain."""
+    assert isinstance(obs, TensorDictBase)
+    sizes = torch.tensor(component_sizes(action_space), device=obs[ACTION_MASK].device)
+    only, last = torch.zeros_like(obs[ACTION_MASK]), sizes.cumsum(0) - 1
+    only[:, last] = 1
+    actions = (sizes - 1).expand(_BATCH, -1).reshape(_BATCH, *(action_space.shape or ()))
+    with torch.no_grad():
+        output, _ = run_network(network, obs.copy().set(ACTION_MASK, only), initial_state(network, _BATCH))
+        log_probs: Tensor = output.distribution.log_prob(actions)
+    return bool((log_probs.abs() < _CERTAIN).all())

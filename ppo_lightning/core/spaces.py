@@ -10,6 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
 from ppo_lightning.core.errors import ConfigurationError
+from ppo_lightning.core.legal import check_mask_space
 
 PlainSpace = dict[str, Any]
 SUPPORTED_ACTIONS = "Discrete, and Box, MultiDiscrete and MultiBinary of one dimension"
@@ -27,6 +28,7 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
             "environment (--data.env.wrappers), in gymnasium.wrappers.TransformAction for example, so that its actions "
             "are one of these."
         )
+    check_mask_space(observation_space, action_space)
 
 
 def _check_observation_space(space: spaces.Space[Any]) -> None:

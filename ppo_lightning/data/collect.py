@@ -50,6 +50,7 @@ class Collector:
         self._state: State | None = None
         self._rollout: Rollout | None = None
         self._host = _HostColumns(num_steps, env.num_envs)
+        self._legal = env.legal_actions()
 
     def close(self) -> None:
         """Free the simulators."""
@@ -104,7 +105,7 @@ class Collector:
         The storage is reused: a rollout is good until the next one starts.
 
         Raises:
-            TrainingError: an observation or a reward is not finite.
+            TrainingError: an observation or a reward is not finite, or no action is legal.
         """
         self.episodes.start_rollout()
         truncations = _Truncations()
@@ -113,6 +114,8 @@ class Collector:
                 self._obs = self.env.reset()
                 self._state = agent.initial_state(self.env.num_envs)
                 check_finite_observation(self._obs, "at its first reset")
+                if self._legal is not None:
+                    self._legal.check(self._obs, np.ones(self.env.num_envs, dtype=bool), "at its first reset")
             noise = agent.draw_noise(self.num_steps, generators)
             for step in range(self.num_steps):
                 self._play(agent, step, noise[step], truncations)
@@ -162,6 +165,8 @@ class Collector:
                 "stopped before it reached the network; the environment needs mending."
             )
         check_finite_observation(result.obs, f"after step {step} of the rollout")
+        if self._legal is not None:
+            self._legal.check(result.obs, result.is_acted_on, f"after step {step} of the rollout")
         if result.final_obs is not None:
             ended = np.flatnonzero(result.terminated | result.truncated)
             check_finite_observation(result.final_obs, f"at an episode's end, step {step} of the rollout", ended)

@@ -96,12 +96,14 @@ def evaluate(
 
     Raises:
         TrainingError: an environment that cannot be reset alone never ends the episode that ``max_num_steps`` cut,
-            and has more to play.
+            and has more to play; or no action is legal in one.
     """
     started = time.perf_counter()
     counter = _QuotaCounter(env, quotas, max_num_steps, action_id)
     player = _Player(policy, env, streams, temperature)
-    obs = env.reset()
+    obs, legal, step = env.reset(), env.legal_actions(), 0
+    if legal is not None:
+        legal.check(obs, counter.has_more, "at its first reset in an evaluation")
     if watch is not None:
         watch(np.flatnonzero(counter.is_playing))
     while not counter.is_done:
@@ -113,6 +115,9 @@ def evaluate(
         counter.add(result, actions)
         player.reset(result.episode_starts)
         obs = result.obs
+        if legal is not None:
+            legal.check(obs, result.is_acted_on & counter.has_more, f"after step {step} of an evaluation")
+        step += 1
         if watch is not None and showed is not None:
             watch(np.flatnonzero(np.where(result.episode_starts, counter.is_playing, showed)))
     seconds = time.perf_counter() - started
@@ -122,7 +127,7 @@ def evaluate(
 
 
 class _Player:
-    """Acts in the environments that still have episodes to play; the others get zeros."""
+    """Acts in the environments that still have episodes to play; the others get zeros, or the first legal action."""
 
     def __init__(self, policy: Policy, env: VectorEnv, streams: Streams, temperature: float) -> None:
         self._policy = policy
@@ -131,6 +136,7 @@ class _Player:
         self._noise = _Noise(env, streams, self._device) if policy.draws(temperature) else None
         self._num_envs = env.num_envs
         self._rows = np.arange(env.num_envs)
+        self._legal = env.legal_actions()
         policy.reset(np.ones(env.num_envs, dtype=bool))
 
     def act(self, obs: ArrayObservation, has_more: Array) -> Array:
@@ -142,7 +148,10 @@ class _Player:
             return self._choose(obs, noise)
         noise = noise[torch.from_numpy(self._rows).to(noise.device)] if noise is not None else None
         some = self._choose(take_rows(obs, self._rows), noise)
-        actions = np.zeros((self._num_envs, *some.shape[1:]), dtype=some.dtype)
+        if self._legal is not None and self._legal.is_own:
+            actions = self._legal.first(obs).astype(some.dtype)
+        else:
+            actions = np.zeros((self._num_envs, *some.shape[1:]), dtype=some.dtype)
         actions[self._rows] = some
         return actions
 

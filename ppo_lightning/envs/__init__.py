@@ -6,8 +6,10 @@ from ppo_lightning.envs.coordination import CoordinationEnv
 from ppo_lightning.envs.envpool import EnvpoolEnv
 from ppo_lightning.envs.gymnasium import GymnasiumEnv
 from ppo_lightning.envs.procgen import ProcgenEnv
+from ppo_lightning.envs.wrappers import ActionMaskWrapper
 
 __all__ = [
+    "ActionMaskWrapper",
     "AtariEnv",
     "CoordinationEnv",
     "EnvFactory",

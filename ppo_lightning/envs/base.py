@@ -19,6 +19,7 @@ from torch import nn
 
 from ppo_lightning.core.errors import ConfigurationError, NotRestorableError, close_names
 from ppo_lightning.core.instantiate import accept_value
+from ppo_lightning.core.legal import LegalActions
 from ppo_lightning.policies.base import Policy
 
 Array = np.ndarray[Any, Any]
@@ -64,6 +65,12 @@ class StepResult:
     scores: Array | None = None
     goes_on: Array | None = None
 
+    @property
+    def is_acted_on(self) -> Array:
+        """``(N,)`` bool: the rows of ``obs`` in which an action will count; the next step only resets the others."""
+        acted_on: Array = self.episode_starts | ~(self.terminated | self.truncated)
+        return acted_on
+
 
 class VectorEnv(ABC):
     """``num_envs`` environments stepped together, each starting its next episode by itself."""
@@ -106,6 +113,10 @@ class VectorEnv(ABC):
             at_once: also in the first reset; by default that failure is a mistake to report.
         """
         return
+
+    def legal_actions(self) -> LegalActions | None:
+        """How observations tell which actions of the simulator are legal; None where they don't."""
+        return LegalActions.told_by(self.observation_space, self.action_space)
 
     def place_networks(self, convert: Callable[[nn.Module], nn.Module]) -> None:
         """Let ``convert`` move networks that play in the environment to the agent's device and precision."""

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from ppo_lightning.core.errors import ConfigurationError, NotRestorableError
+from ppo_lightning.core.legal import LegalActions
 from ppo_lightning.core.plain import from_plain, to_plain
 from ppo_lightning.envs.agents import KeyedNoise, PlayingAgent
 from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv
@@ -172,6 +173,11 @@ class CoordinationVectorEnv(VectorEnv):
     @restarts.setter
     def restarts(self, value: int) -> None:
         self.env.restarts = value
+
+    def legal_actions(self) -> LegalActions | None:
+        """Those of the agents; the coordinator's own are always legal."""
+        told = self.env.legal_actions()
+        return None if told is None else told.below("base_obs")
 
     def place_networks(self, convert: Callable[[nn.Module], nn.Module]) -> None:
         self.env.place_networks(convert)

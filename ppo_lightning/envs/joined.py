@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from ppo_lightning.core.errors import NotRestorableError
+from ppo_lightning.core.legal import LegalActions
 from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv, join_rows
 
 
@@ -74,6 +75,9 @@ class JoinedVectorEnv(VectorEnv):
 
     def why_not_restorable(self) -> str | None:
         return next(filter(None, (part.why_not_restorable() for part in self.parts)), None)
+
+    def legal_actions(self) -> LegalActions | None:
+        return self.parts[0].legal_actions()
 
     def place_networks(self, convert: Callable[[nn.Module], nn.Module]) -> None:
         for part in self.parts:

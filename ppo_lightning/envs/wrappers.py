@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from ppo_lightning.core.errors import ConfigurationError
+from ppo_lightning.core.legal import ACTION_MASK, component_sizes
 from ppo_lightning.envs.games import GOES_ON, SCORE
 
 _Array = np.ndarray[Any, Any]
@@ -87,6 +88,98 @@ class SelectObservation(gymnasium.ObservationWrapper):
     def observation(self, observation: _Array) -> _Array:
         """The numbers that are left."""
         return observation[self.indices]
+
+
+class ActionMaskWrapper(gymnasium.Wrapper):
+    """Shows which actions are legal beside what is observed, where an environment tells it elsewhere.
+
+    The observation becomes a Dict of ``obs`` and ``action_mask``; one that is a Dict gets the key ``action_mask``. The
+    mask of an episode's last observation may be missing: it is all zeros then.
+
+    Args:
+        env: its actions are Discrete or MultiDiscrete.
+        info_key: where its ``info`` has the mask, after resets and steps: one array for all components, or one each.
+        method: takes no arguments and returns the mask, in place of the info; ``action_masks`` is what sb3-contrib's
+            environments call it. It is not called where an episode ended.
+
+    Raises:
+        ConfigurationError: other actions, an observation that has a mask already, or a method that is not there; at the
+            first reset, a mask that is not there or not one of the actions.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], info_key: str = ACTION_MASK, method: Optional[str] = None) -> None:
+        super().__init__(env)
+        space, actions = env.observation_space, env.action_space
+        if not isinstance(actions, (spaces.Discrete, spaces.MultiDiscrete)) or len(actions.shape or ()) > 1:
+            raise _mask_error(
+                f"is for Discrete actions, and MultiDiscrete ones of one dimension, not for {actions}: leave it out."
+            )
+        parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"obs": space}
+        if ACTION_MASK in parts:
+            raise _mask_error(f"adds the key {ACTION_MASK}, which the observation has already: leave it out.")
+        if method is not None and info_key != ACTION_MASK:
+            raise _mask_error(f"has info_key={info_key} and method={method}, and takes the mask from one: drop one.")
+        if method is not None and not (env.has_wrapper_attr(method) and callable(env.get_wrapper_attr(method))):
+            raise _mask_error(
+                f"has method={method}, which {type(env.unwrapped).__name__} lacks: name one of its methods, or give "
+                "info_key."
+            )
+        self.info_key = info_key
+        self.method = method
+        self.sizes = component_sizes(actions)
+        size = sum(self.sizes)
+        self.observation_space = spaces.Dict([*parts.items(), (ACTION_MASK, spaces.MultiBinary(size))])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset, and show the mask."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self._beside(obs, self._mask(info)), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step, and show the mask."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if (terminated or truncated) and (self.method is not None or info.get(self.info_key) is None):
+            mask = np.zeros(sum(self.sizes), np.int8)
+        else:
+            mask = self._mask(info)
+        return self._beside(obs, mask), reward, terminated, truncated, info
+
+    def _beside(self, obs: Any, mask: _Array) -> dict[str, Any]:
+        return {**(obs if isinstance(obs, dict) else {"obs": obs}), ACTION_MASK: mask}
+
+    def _mask(self, info: dict[str, Any]) -> _Array:
+        """``(sum of sizes,)`` int8."""
+        if self.method is not None:
+            return self._flat(self.env.get_wrapper_attr(self.method)(), f"what {self.method}() returns")
+        if info.get(self.info_key) is None:
+            raise _mask_error(
+                f"finds no {self.info_key!r} in the info, only {sorted(map(str, info))}: name the mask's key by "
+                "info_key, or what returns it by method."
+            )
+        return self._flat(info[self.info_key], f"info[{self.info_key!r}]")
+
+    def _flat(self, given: Any, what: str) -> _Array:
+        if isinstance(given, (tuple, list)) and any(np.ndim(part) for part in given):
+            mask = np.concatenate([np.ravel(part) for part in given])
+            fits = tuple(np.size(part) for part in given) == self.sizes
+            size = " + ".join(str(np.size(part)) for part in given)
+        else:
+            mask = np.asarray(given)
+            fits = mask.shape == (sum(self.sizes),)
+            size = " × ".join(map(str, mask.shape)) or "1, without a dimension"
+        if not fits:
+            raise _mask_error(
+                f"finds {what} to be of size {size}, and the actions {self.action_space} need "
+                f"{' + '.join(map(str, self.sizes))}: return 1 or 0 for each action, one component "
+                "after another."
+            )
+        if mask.dtype.kind not in "biuf" or not ((mask == 0) | (mask == 1)).all():
+            raise _mask_error(f"finds {what} to hold other than 0 and 1 ({mask.dtype}): return 1 for legal actions.")
+        return mask.astype(np.int8)
+
+
+def _mask_error(what: str) -> ConfigurationError:
+    return ConfigurationError(f"--data.env.wrappers: ActionMaskWrapper {what}")
 
 
 class EpisodicLife(gymnasium.Wrapper):

@@ -17,7 +17,11 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ppo_lightning.functional.shapes import check_same_shape
+
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+ILLEGAL = torch.finfo(torch.float32).min
+"""The logit of an illegal action, in all precisions: the probability is exactly 0, yet nothing of it is infinite."""
 
 
 class Distribution(Protocol):
@@ -70,7 +74,7 @@ class Categorical:
         return self._logits.argmax(-1)
 
     def tempered(self, temperature: float) -> Categorical:
-        return Categorical(self.log_probs / temperature)
+        return Categorical(temper(self.log_probs, temperature))
 
 
 class MultiCategorical:
@@ -121,7 +125,7 @@ class MultiCategorical:
         return self._pad(self._logits).argmax(-1)
 
     def tempered(self, temperature: float) -> MultiCategorical:
-        return MultiCategorical(self.log_probs / temperature, self.nvec)
+        return MultiCategorical(temper(self.log_probs, temperature), self.nvec)
 
 
 @functools.lru_cache(maxsize=64)
@@ -189,6 +193,27 @@ class DiagonalGaussian:
         return DiagonalGaussian(self.mean, self.logstd + math.log(temperature))
 
 
+def mask_logits(logits: Tensor, mask: Tensor) -> Tensor:
+    """The logits of legal actions, and ``ILLEGAL`` for the others, whose logits get no gradient.
+
+    A row without a legal action, as an episode's last observation may be, is uniform over all of them.
+
+    Args:
+        logits: ``(…, A)``; half precisions are raised to float32, since none of their numbers is low enough.
+        mask: ``(…, A)``, true or 1 for a legal action.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_same_shape(mask=mask, logits=logits)
+    return at_least_float32(logits).masked_fill(~mask.bool(), ILLEGAL)
+
+
+def temper(logits: Tensor, temperature: float) -> Tensor:
+    """``logits / temperature``, but for those of illegal actions, which stay so at any temperature."""
+    return torch.where(logits > ILLEGAL / 2, logits / temperature, logits)
+
+
 def draw_noise(
     action_space: spaces.Space[Any],
     num_steps: int,
@@ -209,7 +234,8 @@ def draw_noise(
 
 
 def _gumbel(storage: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    return -storage.exponential_(generator=generator).log()
+    # 0 can be drawn: the noise would be infinite, and the action taken however low its logit is
+    return -storage.exponential_(generator=generator).clamp_(min=torch.finfo(storage.dtype).tiny).log()
 
 
 def _logistic(storage: Tensor, generator: torch.Generator | None = None) -> Tensor:

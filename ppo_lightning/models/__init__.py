@@ -14,6 +14,7 @@ from ppo_lightning.models.outputs import (
     MultiDiscreteModelOutput,
     PPOModelOutput,
     SquashedModelOutput,
+    apply_action_mask,
 )
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "RNDModel",
     "RandomNetworkDistillation",
     "SquashedModelOutput",
+    "apply_action_mask",
 ]

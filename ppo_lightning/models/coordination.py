@@ -119,7 +119,8 @@ class CoordPPOModel(nn.Module):
         if "hidden" in self.features:
             parts.append(obs["novice_hidden"].to(dtype).flatten(1))
         if "dist" in self.features:
-            parts.append(obs["novice_logits"].to(dtype).softmax(dim=-1))
+            # before it is rounded: in half precision the logit of an illegal action would be infinite
+            parts.append(obs["novice_logits"].softmax(dim=-1).to(dtype))
         return torch.cat(parts, dim=-1)
 
     def _heads(self, hidden: Tensor) -> PPOModelOutput:

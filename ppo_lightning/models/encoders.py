@@ -18,6 +18,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from ppo_lightning.core.errors import ConfigurationError, close_names
+from ppo_lightning.core.legal import ACTION_MASK
 from ppo_lightning.core.rollout import Observation
 from ppo_lightning.core.spaces import part_at, paths_of
 from ppo_lightning.models.initialization import orthogonal_
@@ -37,10 +38,11 @@ class Encoder(nn.Module):
 
     Args:
         observation_space: one environment's observations.
-        in_keys: the keys of a Dict observation to read, in this order; all of them by default.
+        in_keys: the keys of a Dict observation to read, in this order; by default all but ``action_mask``, which
+            acts on the output.
 
     Raises:
-        ConfigurationError: a key that the observation lacks, or keys for an observation that has none.
+        ConfigurationError: a key that the observation lacks, keys for an observation that has none, or nothing to read.
     """
 
     output_dim: int
@@ -51,7 +53,14 @@ class Encoder(nn.Module):
         """Keys that lead from what the network is given to what it gives this encoder."""
         self.in_keys: list[str] | None = None
         if isinstance(observation_space, spaces.Dict):
-            self.in_keys = list(in_keys) if in_keys is not None else list(observation_space)
+            if in_keys is None:
+                in_keys = [key for key in observation_space if key != ACTION_MASK]
+                if not in_keys:
+                    raise ConfigurationError(
+                        f"--model.network.encoder.in_keys is missing: the observation has no key but {ACTION_MASK}, "
+                        f"which is read only where it is named; give [{ACTION_MASK}]."
+                    )
+            self.in_keys = list(in_keys)
             for key in self.in_keys:
                 if key not in observation_space.spaces:
                     raise ConfigurationError(
@@ -85,7 +94,7 @@ class MLPEncoder(Encoder):
         observation_space: Box, Discrete, MultiBinary or a Dict of these.
         hidden_sizes: width of each layer.
         activation: one of Tanh, ReLU, ELU, SiLU, GELU.
-        in_keys: keys of a Dict observation to read; all by default.
+        in_keys: keys of a Dict observation to read; all but ``action_mask`` by default.
         normalizer: builds what normalises the observation by running statistics, from the number of its features
             (``ObservationNormalizer``); none by default. One-hot and binary parts stay as they are.
     """

@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from ppo_lightning.core.rollout import Observation, State
-from ppo_lightning.models.outputs import MemoryNetwork
+from ppo_lightning.models.outputs import MemoryNetwork, apply_action_mask, run_network
 
 
 def unroll(network: MemoryNetwork, obs: Observation, state: State, episode_starts: Tensor) -> Any:
@@ -24,13 +24,14 @@ def unroll(network: MemoryNetwork, obs: Observation, state: State, episode_start
         episode_starts: ``(N, T)`` bool; the memory is cleared before each step where it is true.
     """
     if _has_own_unroll(type(network)):
-        return cast(Any, network).unroll(obs, state, episode_starts)
+        return apply_action_mask(cast(Any, network).unroll(obs, state, episode_starts), cast(Any, obs).flatten(0, 1))
     num_envs, num_steps = episode_starts.shape
     beginning = network.initial_state(num_envs)
     outputs = []
     for step in range(num_steps):
         state = _where(episode_starts[:, step], beginning, state)
-        output, state = network(obs[:, step], state)
+        output, after = run_network(network, obs[:, step], state)
+        state = cast(State, after)
         outputs.append(output)
     return _stack(outputs)
 

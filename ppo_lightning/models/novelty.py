@@ -14,6 +14,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from ppo_lightning.core.errors import ConfigurationError, check_range, close_names
+from ppo_lightning.core.legal import ACTION_MASK
 from ppo_lightning.core.rollout import Observation
 from ppo_lightning.functional.moments import merge_moments, moments_of_rows, pool_moments
 from ppo_lightning.models.actor_critic import ActorCritic, errors_of_encoder, in_full_precision
@@ -43,7 +44,8 @@ class RandomNetworkDistillation(nn.Module):
         hidden_sizes: further layers of the predictor.
         output_dim: numbers that are predicted.
         obs_clip: the largest magnitude of a normalised observation.
-        obs_key: the key of a Dict observation that is looked at; may be left out where there is one Box among them.
+        obs_key: the key of a Dict observation that is looked at; may be left out where there is one Box among them
+            beside ``action_mask``.
         num_frames: of a stack of frames, ``(K, H, W)`` or ``(H, W, K)``, only so many of the newest; null for all.
 
     Raises:
@@ -161,13 +163,14 @@ def _seen_part(space: spaces.Space[Any], key: str | None) -> tuple[str | None, s
             raise ConfigurationError(f"{_FLAG}.obs_key={key} needs a Dict observation, not {space}: leave it out.")
         part: spaces.Space[Any] = space
     else:
-        boxes = [name for name, part in space.items() if isinstance(part, spaces.Box)]
+        others = [name for name in space if name != ACTION_MASK]
+        boxes = [name for name in others if isinstance(space[name], spaces.Box)]
         if key is None and len(boxes) > 1:
             raise ConfigurationError(
                 f"{_FLAG}.obs_key is missing: the observation has the keys {', '.join(boxes)}; name the one whose "
                 "novelty is rewarded."
             )
-        key = next(iter(boxes or space)) if key is None else key
+        key = next(iter(boxes or others or space)) if key is None else key
         if key not in space.spaces:
             raise ConfigurationError(
                 f"{_FLAG}.obs_key={key} is none of the observation's keys {', '.join(space)}.{close_names(key, space)}"

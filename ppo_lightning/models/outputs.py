@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Union, cast
 
+import torch
 from gymnasium import spaces
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from ppo_lightning.core.errors import ConfigurationError
+from ppo_lightning.core.legal import ACTION_MASK
 from ppo_lightning.core.rollout import Observation, State
 from ppo_lightning.functional.distributions import (
     Bernoullis,
@@ -18,6 +22,7 @@ from ppo_lightning.functional.distributions import (
     DiagonalGaussian,
     Distribution,
     MultiCategorical,
+    mask_logits,
 )
 from ppo_lightning.functional.squashed import SquashedGaussian
 
@@ -119,10 +124,35 @@ def has_memory(network: Any) -> bool:
 def run_network(network: Any, obs: Observation, state: State | None = None) -> tuple[Any, State | None]:
     """The output for ``B`` observations, and the memory after them where there is a ``state`` before.
 
-    A TensorDict module, which is called with something else, has ``evaluate(obs)`` for this.
+    Actions that the observations tell to be illegal have probability 0 in it, whatever the network says. A TensorDict
+    module, which is called with something else, has ``evaluate(obs)`` for this.
     """
     run: Any = network.evaluate if isinstance(network, TensorDictModuleBase) else network
-    return (run(obs), None) if state is None else run(obs, state)
+    output, state = (run(obs), None) if state is None else run(obs, state)
+    return apply_action_mask(output, obs), state
+
+
+def apply_action_mask(output: Any, obs: Any) -> Any:
+    """A network's output for observations, with the logits of illegal actions put so low that none is ever taken.
+
+    The same object where the observations tell nothing of it. What does not ask :func:`run_network` for a network's
+    output asks this.
+
+    Raises:
+        ConfigurationError: they do, and the output is no dataclass with ``logits``.
+    """
+    if isinstance(obs, torch.Tensor) or not isinstance(obs, Mapping):  # all in rollouts but Dict observations
+        return output
+    mask = obs.get(ACTION_MASK, None)
+    if mask is None:
+        return output
+    if not dataclasses.is_dataclass(output) or not hasattr(output, "logits"):
+        raise ConfigurationError(
+            f"--model.network gives a {type(output).__name__}, and the observation's {ACTION_MASK} needs a dataclass "
+            "with logits: return the output of ppo_lightning.models that is for such actions."
+        )
+    logits = mask_logits(output.logits, torch.as_tensor(mask, device=output.logits.device))
+    return dataclasses.replace(cast(Any, output), logits=logits)
 
 
 def to_env(network: Any, actions: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppo_lightning.core.errors import ConfigurationError, check_range, close_names
 from ppo_lightning.functional.confidence import CONFIDENCES
-from ppo_lightning.functional.distributions import Categorical
+from ppo_lightning.functional.distributions import Categorical, temper
 from ppo_lightning.models.actor_critic import RawObservation
 from ppo_lightning.policies.base import Policy
 
@@ -130,7 +130,7 @@ class LogitThresholdPolicy(Coordinator):
 
     def confidence_of(self, logits: Tensor) -> Tensor:
         """What is compared with the threshold: ``(B, A)`` logits of the novice to ``(B,)``."""
-        return CONFIDENCES[self.confidence](logits / self.temperature)
+        return CONFIDENCES[self.confidence](temper(logits, self.temperature))
 
     def draws(self, temperature: float) -> bool:
         return False

@@ -13,6 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from ppo_lightning.functional.distributions import ILLEGAL
 from ppo_lightning.policies.graph import PolicyGraph
 
 BATCHES = 1, 2, 7
@@ -87,7 +88,7 @@ def _draws(graph: PolicyGraph) -> Iterator[tuple[list[Tensor], dict[str, Tensor]
 
 
 def _gap(name: str, given: dict[str, Array], expected: dict[str, Array], graph: PolicyGraph) -> tuple[Any, Any]:
-    """The largest difference of two outputs, and the largest magnitude."""
+    """The largest difference of two outputs, and the largest magnitude, but for logits of illegal actions."""
     one, other = given[name], expected[name]
     if one.shape != other.shape or one.dtype != other.dtype:
         return math.inf, 1.0
@@ -96,7 +97,8 @@ def _gap(name: str, given: dict[str, Array], expected: dict[str, Array], graph: 
     one, other = one.astype(np.float64), other.astype(np.float64)
     with np.errstate(invalid="ignore"):
         gap = np.where(one == other, 0.0, np.abs(one - other))
-    return gap.max(), np.abs(other[np.isfinite(other)]).max(initial=1.0)
+    magnitudes = np.abs(other)
+    return gap.max(), magnitudes[magnitudes < -ILLEGAL].max(initial=1.0)
 
 
 def _logits_of(actions: Array, logits: Array, space: spaces.Space[Any]) -> Array:

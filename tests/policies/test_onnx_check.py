@@ -3,6 +3,7 @@ import functools
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from gymnasium import spaces
@@ -11,9 +12,10 @@ from ppo_lightning import (
     ActorCritic,
     export_onnx,
 )
+from ppo_lightning.functional.distributions import ILLEGAL
 from ppo_lightning.policies.graph import PolicyGraph
 from ppo_lightning.policies.onnx_check import _gap, largest_difference, rounding
-from tests.exports import DISCRETE, SMALL_MLP, VECTOR, Loud, save
+from tests.exports import DISCRETE, SMALL_MLP, VECTOR, Loud, draw, save
 from tests.runs import SMALL_NETWORK, SmallGRU
 from tests.tasks import Drawn
 
@@ -115,3 +117,43 @@ def test_observations_without_real_bounds_are_drawn_small():
     assert obs[:, 0].abs().max() < 10
     assert obs[:, 0].std() > 0.5
     assert ((obs[:, 1] >= 5) & (obs[:, 1] <= 6)).all()
+
+
+MASKED = {
+    "started": spaces.Dict(x=VECTOR, action_mask=spaces.MultiBinary(3)),
+    "several": spaces.Dict(x=VECTOR, action_mask=spaces.Box(0, 1, (9,), bool)),
+}
+
+
+@pytest.mark.parametrize("actions", MASKED)
+def test_masks_are_in_the_file_and_small_differences_are_found_beside_them(actions):
+    """Among the random masks are some that allow nothing."""
+    space, masked = Drawn.ACTIONS[actions], MASKED[actions]
+    graph = PolicyGraph(save(functools.partial(Loud, encoder=SMALL_MLP), masked, space), masked, space)
+    assert graph.input_names == ["x", "action_mask"]
+    assert export_onnx("a.ckpt", "policy.onnx").difference < 1e-5
+    obs = draw(masked, 400)
+    first = slice(0, 3)  # all, or the first component
+    obs["action_mask"][:5, first] = 0
+    action, logits = onnxruntime.InferenceSession("policy.onnx").run(["action", "logits"], dict(obs))
+    mask = obs["action_mask"].astype(bool)
+    assert (logits[~mask] == ILLEGAL).all()
+    assert (logits[mask] > -1e6).all()
+    chosen = action.reshape(400, -1)[:, 0] - int(np.ravel(space.start)[0])
+    some = mask[:, first].any(1)
+    assert mask[some, chosen[some]].all()
+    assert (chosen[~some] == 0).all()
+    with torch.no_grad():
+        graph.network.fc_policy.bias[0] += 0.5
+    assert largest_difference(Path("policy.onnx"), graph)[1] > 1e-2
+
+
+def test_a_file_that_takes_an_illegal_action_is_found_to_differ():
+    space = Drawn.ACTIONS["started"]
+    graph = PolicyGraph(save(SMALL_NETWORK, MASKED["started"], space), MASKED["started"], space)
+    logits = np.array([[1.0, ILLEGAL, 2.0]], np.float32)
+    given, expected = ({"action": np.array([action]), "logits": logits} for action in (11, 12))
+    gap, scale = _gap("action", given, expected, graph)
+    assert scale == 2
+    assert gap > 1e30
+    assert _gap("logits", given, expected, graph) == (0, 2)

@@ -122,6 +122,7 @@ _MINIGRID_WRAPPERS = {
 _OWN_WRAPPERS = {
     "NoisyObservation": _wrapper("", "std"),
     "SelectObservation": _wrapper("", "indices"),
+    "ActionMaskWrapper": _wrapper("", "info_key method sizes"),
     "EpisodicLife": _wrapper("_lives _goes_on", "first_action"),
     "FireReset": _wrapper("", "action"),
     "ReportedReward": _wrapper(),

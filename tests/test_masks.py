@@ -17,6 +17,7 @@ from ppo_lightning import (
     Evaluation,
     GymnasiumEnv,
     LogitThresholdPolicy,
+    LSTMCore,
     TrainingError,
 )
 from ppo_lightning.core.rollout import PPOSequenceBatch
@@ -25,14 +26,15 @@ from ppo_lightning.data.seeding import Streams
 from ppo_lightning.data.warm_up import warm_up
 from ppo_lightning.envs.joined import JoinedVectorEnv
 from ppo_lightning.functional.distributions import ILLEGAL
-from tests.agents import ForkGRU, batches_of, daac_data, make_daac, make_rnd
+from tests.agents import SMALL_DAAC, ForkGRU, batches_of, daac_data, make_daac, make_rnd
 from tests.coordination import SMALL_COORDINATOR, TINY, policy_of
 from tests.data.test_warm_up import Watcher
 from tests.ranks.tasks import NextStep
-from tests.runs import Recorder, fit, make_data, make_ppo
+from tests.runs import SMALL_NETWORK, Recorder, fit, make_data, make_ppo
 from tests.tasks import Fork, Walk
 
 ID = "tests.tasks:Fork-v0"
+LSTM = functools.partial(LSTMCore, hidden_dim=8)
 MODES = {AutoresetMode.SAME_STEP: GymnasiumEnv, AutoresetMode.NEXT_STEP: NextStep}
 each_mode = pytest.mark.parametrize("factory", MODES.values(), ids=lambda factory: factory.__name__)
 each_kind = pytest.mark.parametrize("actions", Fork.ACTIONS)
@@ -63,6 +65,14 @@ def illegal(rollout):
 RUNS = {
     "PPO": (make_ppo, make_data),
     "PPO with memory": (functools.partial(make_ppo, network=ForkGRU), make_data),
+    "PPO with an LSTM and memory": (
+        functools.partial(make_ppo, network=functools.partial(SMALL_NETWORK, core=LSTM)),
+        make_data,
+    ),
+    "DAAC with an LSTM and memory": (
+        functools.partial(make_daac, network=functools.partial(SMALL_DAAC, core=LSTM)),
+        functools.partial(daac_data, sequence_length=4),
+    ),
     "RND": (make_rnd, make_data),
     "DAAC": (make_daac, daac_data),
 }
@@ -70,7 +80,15 @@ RUNS = {
 
 @each_mode
 @pytest.mark.parametrize(
-    ("name", "actions"), [("PPO", "several"), ("PPO with memory", "one"), ("RND", "several"), ("DAAC", "several")]
+    ("name", "actions"),
+    [
+        ("PPO", "several"),
+        ("PPO with memory", "one"),
+        ("PPO with an LSTM and memory", "several"),
+        ("DAAC with an LSTM and memory", "several"),
+        ("RND", "several"),
+        ("DAAC", "several"),
+    ],
 )
 def test_agents_learn_from_legal_actions_alone(name, actions, factory):
     make_agent, data = RUNS[name]

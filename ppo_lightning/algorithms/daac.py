@@ -167,9 +167,12 @@ class DAAC(ClippedModule):
     def _evaluate_half(self, half: Callable[..., Any], batch: Batch) -> tuple[Any, PPOBatch]:
         """One of the two networks on a minibatch, and the minibatch as independent transitions."""
         if isinstance(batch, PPOBatch):
-            return apply_action_mask(half(batch.obs), batch.obs), batch
-        output = half(batch.obs, batch.initial_state, batch.episode_starts)
-        return rows_of_sequences(apply_action_mask(output, batch.obs.flatten(0, 1)), batch)
+            return half(batch.obs), batch
+        return rows_of_sequences(half(batch.obs, batch.initial_state, batch.episode_starts), batch)
+
+    def _policy(self, obs: Observation, *memory: Tensor) -> Any:
+        """The policy network's output, with the actions that observations allow."""
+        return apply_action_mask(self._net.policy(obs, *memory), obs)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one minibatch, of the network whose phase it belongs to."""
@@ -179,7 +182,7 @@ class DAAC(ClippedModule):
             values = at_least_float32(values)
             loss = value_loss(values, rows.returns, rows.values, clip_coef)
             return self.finish_minibatch(loss, {}, batch_idx, name="value_loss")
-        output, rows = self._evaluate_half(self._net.policy, batch)
+        output, rows = self._evaluate_half(self._policy, batch)
         advantages = self.minibatch_advantages(rows, batch_idx)
         loss, ratio, parts = self.objective.loss(output.distribution, rows, advantages)
         parts["advantage_loss"] = advantage_loss(self._net.advantages(output.hidden, rows.actions), advantages)

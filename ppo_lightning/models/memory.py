@@ -24,7 +24,7 @@ def unroll(network: MemoryNetwork, obs: Observation, state: State, episode_start
         episode_starts: ``(N, T)`` bool; the memory is cleared before each step where it is true.
     """
     if _has_own_unroll(type(network)):
-        return apply_action_mask(cast(Any, network).unroll(obs, state, episode_starts), cast(Any, obs).flatten(0, 1))
+        return apply_action_mask(cast(Any, network).unroll(obs, state, episode_starts), obs)
     num_envs, num_steps = episode_starts.shape
     beginning = network.initial_state(num_envs)
     outputs = []

@@ -136,7 +136,7 @@ def apply_action_mask(output: Any, obs: Any) -> Any:
     """A network's output for observations, with the logits of illegal actions put so low that none is ever taken.
 
     The same object where the observations tell nothing of it. What does not ask :func:`run_network` for a network's
-    output asks this.
+    output asks this. Observations are ``(B, *shape)``, or ``(N, T, *shape)`` where the output is of ``N·T`` rows.
 
     Raises:
         ConfigurationError: they do, and the output is no dataclass with ``logits``.
@@ -151,7 +151,7 @@ def apply_action_mask(output: Any, obs: Any) -> Any:
             f"--model.network gives a {type(output).__name__}, and the observation's {ACTION_MASK} needs a dataclass "
             "with logits: return the output of ppo_lightning.models that is for such actions."
         )
-    logits = mask_logits(output.logits, torch.as_tensor(mask, device=output.logits.device))
+    logits = mask_logits(output.logits, torch.as_tensor(mask, device=output.logits.device).flatten(0, -2))
     return dataclasses.replace(cast(Any, output), logits=logits)
 
 

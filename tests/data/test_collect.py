@@ -4,6 +4,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from tensordict import TensorDict, TensorDictBase
 
@@ -300,6 +301,7 @@ class Infinite(VectorEnv):
     """Pays infinity in environment 1 at its third step."""
 
     num_envs = 2
+    observation_space, action_space = spaces.Box(0, 255, (3,), np.uint8), spaces.Discrete(2)
 
     def __init__(self):
         self.steps = 0
@@ -334,6 +336,7 @@ class Interrupted(VectorEnv):
     """One environment whose step 2 fails; or, ``cut``, whose simulator truncates the episode in the step before."""
 
     num_envs = 1
+    observation_space, action_space = spaces.Box(-9, 9, (3,), np.float32), spaces.Discrete(2)
 
     def __init__(self, cut=False):
         self.cut, self.steps = cut, 0

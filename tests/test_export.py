@@ -247,7 +247,7 @@ def test_the_file_says_what_it_is(exported):
     ):
         stored = space_from_dict(json.loads(metadata[name], parse_constant=pytest.fail))
         assert space_to_dict(stored) == space_to_dict(space)
-    assert ("initial_state" in metadata) == hasattr(PPOPolicy(load_path=exported.ckpt_path).model, "initial_state")
+    assert ("initial_state" in metadata) == PPOPolicy(load_path=exported.ckpt_path).has_memory
 
 
 def test_the_file_tells_nothing_of_this_machine(exported):

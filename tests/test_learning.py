@@ -47,7 +47,9 @@ def test_the_critic_learns():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize(("config", "score"), [("cartpole", 475), ("acrobot", -100), ("doors_masked", 19), ("doors_memory", 19)])
+@pytest.mark.parametrize(
+    ("config", "score"), [("cartpole", 475), ("acrobot", -100), ("doors_masked", 19), ("doors_memory", 19)]
+)
 def test_configuration_reaches_its_score(config, score, seed, tmp_path, monkeypatch):
     """The figures of benchmarks/RESULTS.md, at their full length."""
     from ppo_lightning.cli.lightning_cli import PPOLightningCLI

@@ -20,7 +20,7 @@ from ppo_lightning.core.agent import Batch, RolloutEnd
 from ppo_lightning.core.checkpoint import NetworkBuilder
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.ranks import mean_over_ranks
-from ppo_lightning.core.rollout import PPOBatch, Rollout
+from ppo_lightning.core.rollout import Observation, PPOBatch, Rollout
 from ppo_lightning.models.memory import unroll
 from ppo_lightning.models.outputs import ModelOutput, run_network
 
@@ -130,10 +130,21 @@ class ClippedModule(OnPolicyModule):
 
     def evaluate(self, batch: Batch) -> tuple[ModelOutput, PPOBatch]:
         """The network on a minibatch, and the minibatch as independent transitions."""
+        output: tuple[ModelOutput, PPOBatch] = self.evaluate_by(self._run_rows, batch)
+        return output
+
+    def evaluate_by(self, run: Callable[..., Any], batch: Batch) -> tuple[Any, PPOBatch]:
+        """What ``run`` makes of a minibatch's observations, and the minibatch as independent transitions.
+
+        It is given ``(B, *shape)``, or with memory ``(N, T, *shape)``, the memory before them and where episodes start.
+        """
         if isinstance(batch, PPOBatch):
-            return run_network(self._net, batch.obs)[0], batch
-        output = unroll(self._net, batch.obs, batch.initial_state, batch.episode_starts)
-        return rows_of_sequences(output, batch)
+            return run(batch.obs), batch
+        return rows_of_sequences(run(batch.obs, batch.initial_state, batch.episode_starts), batch)
+
+    def _run_rows(self, obs: Observation, *memory: Any) -> ModelOutput:
+        output: ModelOutput = unroll(self._net, obs, *memory) if memory else run_network(self._net, obs)[0]
+        return output
 
     def minibatch_advantages(self, rows: PPOBatch, batch_idx: int) -> Tensor:
         """The advantages ``(B,)`` of a minibatch, normalised where that is done minibatch by minibatch."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Optional, Union
 
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ppo_lightning.algorithms.batches import rows_of_sequences
 from ppo_lightning.algorithms.clipped import ClippedModule
 from ppo_lightning.algorithms.network import Head, check_heads
 from ppo_lightning.algorithms.normalization import advantage_normalizer, reward_normalizer
@@ -19,7 +18,7 @@ from ppo_lightning.algorithms.targets import ValueTargets
 from ppo_lightning.core.agent import Batch, Phase
 from ppo_lightning.core.checkpoint import NetworkBuilder
 from ppo_lightning.core.errors import ConfigurationError, check_range
-from ppo_lightning.core.rollout import Observation, PPOBatch
+from ppo_lightning.core.rollout import Observation
 from ppo_lightning.functional import advantage_loss, value_loss
 from ppo_lightning.functional.distributions import at_least_float32
 from ppo_lightning.models.daac import DAACModel
@@ -164,12 +163,6 @@ class DAAC(ClippedModule):
         starts = torch.ones(len(obs), 1, dtype=torch.bool, device=self.device)
         return (obs,) if state is None else (obs.unsqueeze(1), state, starts)
 
-    def _evaluate_half(self, half: Callable[..., Any], batch: Batch) -> tuple[Any, PPOBatch]:
-        """One of the two networks on a minibatch, and the minibatch as independent transitions."""
-        if isinstance(batch, PPOBatch):
-            return half(batch.obs), batch
-        return rows_of_sequences(half(batch.obs, batch.initial_state, batch.episode_starts), batch)
-
     def _policy(self, obs: Observation, *memory: Tensor) -> Any:
         """The policy network's output, with the actions that observations allow."""
         return apply_action_mask(self._net.policy(obs, *memory), obs)
@@ -177,12 +170,12 @@ class DAAC(ClippedModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one minibatch, of the network whose phase it belongs to."""
         if self.phase_of(batch_idx) == "value":
-            values, rows = self._evaluate_half(self._net.values, batch)
+            values, rows = self.evaluate_by(self._net.values, batch)
             clip_coef = self.objective.clip_coef.now if self.clip_vloss else None
             values = at_least_float32(values)
             loss = value_loss(values, rows.returns, rows.values, clip_coef)
             return self.finish_minibatch(loss, {}, batch_idx, name="value_loss")
-        output, rows = self._evaluate_half(self._policy, batch)
+        output, rows = self.evaluate_by(self._policy, batch)
         advantages = self.minibatch_advantages(rows, batch_idx)
         loss, ratio, parts = self.objective.loss(output.distribution, rows, advantages)
         parts["advantage_loss"] = advantage_loss(self._net.advantages(output.hidden, rows.actions), advantages)

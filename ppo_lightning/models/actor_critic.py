@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.rollout import Observation
-from ppo_lightning.models.cores import CoreBuilder, run_core
+from ppo_lightning.models.cores import CoreBuilder, MemoryCore, run_core
 from ppo_lightning.models.encoders import Encoder, ImpalaCNN, MLPEncoder
 from ppo_lightning.models.initialization import POLICY_GAIN, VALUE_GAIN, orthogonal_
 from ppo_lightning.models.outputs import GaussianModelOutput, NetworkOutput, logits_output
@@ -122,14 +122,21 @@ class ActorCritic(nn.Module):
 
     def unroll(self, obs: Observation, state: Tensor, episode_starts: Tensor) -> NetworkOutput:
         """The output over whole sequences, see :func:`models.memory.unroll`: the encoder takes all steps at once."""
-        rows = cast(Any, obs).flatten(0, 1)
-        hidden = self.embedder(rows)
-        critic_hidden = hidden if self.critic_embedder is None else self.critic_embedder(rows)
+        hidden = critic_hidden = self._actor_features(obs, state, episode_starts)
+        if self.critic_embedder is not None:
+            critic_hidden = self._critic_features(obs, state, episode_starts)
         with in_full_precision(self.device):
-            hidden = run_core(self.core, hidden, state[:, 0], episode_starts)
-            if self.critic_core is None:
-                return self._heads(hidden, hidden)
-            return self._heads(hidden, run_core(self.critic_core, critic_hidden, state[:, 1], episode_starts))
+            return self._heads(hidden, critic_hidden)
+
+    def _actor_features(self, obs: Observation, state: Tensor | None, episode_starts: Tensor | None) -> Tensor:
+        """What the actor's head reads: of ``(B, *shape)``, or with memory of whole sequences ``(N, T, *shape)``."""
+        return _run_half(self.embedder, self.core, obs, None if state is None else state[:, 0], episode_starts)
+
+    def _critic_features(self, obs: Observation, state: Tensor | None, episode_starts: Tensor | None) -> Tensor:
+        """What the head of a critic with an encoder of its own reads, likewise."""
+        assert self.critic_embedder is not None
+        own = None if state is None else state[:, 1]
+        return _run_half(self.critic_embedder, self.critic_core, obs, own, episode_starts)
 
     def _heads(self, hidden: Tensor, critic_hidden: Tensor) -> NetworkOutput:
         dtype = self.fc_policy.weight.dtype
@@ -142,6 +149,16 @@ class ActorCritic(nn.Module):
         if self.is_continuous:
             return GaussianModelOutput(mean=policy, logstd=self.logstd, value=value, hidden=hidden)
         return self._logits_output(logits=policy, value=value, hidden=hidden)
+
+
+def _run_half(
+    embedder: Encoder, core: MemoryCore | None, obs: Observation, state: Tensor | None, episode_starts: Tensor | None
+) -> Tensor:
+    if state is None or episode_starts is None:
+        return cast(Tensor, embedder(obs))
+    features = embedder(cast(Any, obs).flatten(0, 1))
+    with in_full_precision(features.device):
+        return run_core(core, features, state, episode_starts)
 
 
 class ImpalaPPOModel(ActorCritic):

@@ -79,17 +79,16 @@ class MemoryCore(nn.Module):
         rows = features.to(state.dtype).flatten(0, 1)
         outputs, places = [], []
         for part in _parts_of_like_length(episode_starts.cpu()):
-            first, steps = part.first.to(rows.device), part.steps.to(rows.device)
-            x = rows.index_select(0, (first + steps).flatten()).reshape(*steps.shape, -1)
-            envs = torch.div(first, episode_starts.shape[1], rounding_mode="floor")
-            memory = torch.where(part.is_carried.to(rows.device).reshape(-1, 1, 1, 1), state[envs], 0)
+            place, is_own = part.rows.to(rows.device), part.is_own.to(rows.device)
+            x = rows.index_select(0, place.flatten()).reshape(*place.shape, -1)
+            is_carried = part.is_carried.to(rows.device).reshape(-1, 1, 1, 1)
+            memory = torch.where(is_carried, state[part.envs.to(rows.device)], 0)
             vectors = [vector.contiguous() for vector in memory.permute(1, 2, 0, 3)]  # each (L, P, H)
             output, _ = self.layers(x, tuple(vectors) if len(vectors) > 1 else vectors[0])
-            is_own = part.is_own.to(rows.device)
             outputs.append(output[is_own])
-            places.append((first + steps)[is_own])
-        place = torch.cat(places).argsort()
-        return torch.cat(outputs).index_select(0, place).reshape(*episode_starts.shape, -1)
+            places.append(place[is_own])
+        order = torch.cat(places).argsort()
+        return torch.cat(outputs).index_select(0, order).reshape(*episode_starts.shape, -1)
 
     @abstractmethod
     def _cell(self, x: Tensor, vectors: tuple[Tensor, ...], weights: Any) -> tuple[Tensor, ...]:
@@ -118,12 +117,12 @@ class GRUCore(MemoryCore):
 class _Parts:
     """``P`` parts of sequences, of up to ``K`` steps, each between two episode starts."""
 
-    first: Tensor
-    """Of a part its first row, ``(P,)``."""
-    steps: Tensor
-    """Rows after the first, ``(K, P)``; beyond a part's end its last one is repeated."""
+    rows: Tensor
+    """Of each step its row among all steps, ``(K, P)``; beyond a part's end its last one is repeated."""
     is_own: Tensor
     """``(K, P)``, false beyond a part's end."""
+    envs: Tensor
+    """``(P,)``, the sequence that each is a part of."""
     is_carried: Tensor
     """``(P,)``, whether it goes on with what was remembered before the sequence."""
 
@@ -143,8 +142,11 @@ def _parts_of_like_length(episode_starts: Tensor) -> Iterator[_Parts]:
     sizes = torch.frexp(lengths.double())[1]
     for size in sorted(set(sizes.tolist())):
         group = sizes == size
-        steps = torch.arange(int(lengths[group].max())).unsqueeze(1)
-        yield _Parts(first[group], torch.minimum(steps, lengths[group] - 1), steps < lengths[group], is_carried[group])
+        begin, length = first[group], lengths[group]
+        steps = torch.arange(int(length.max())).unsqueeze(1)
+        rows = begin + torch.minimum(steps, length - 1)
+        envs = torch.div(begin, num_steps, rounding_mode="floor")
+        yield _Parts(rows, steps < length, envs, is_carried[group])
 
 
 CoreBuilder = Callable[[int], MemoryCore]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from ppo_lightning.models.actor_critic import ActorCritic, RawObservation, as_observation, in_full_precision
-from ppo_lightning.models.cores import CoreBuilder, run_core
+from ppo_lightning.models.cores import CoreBuilder
 from ppo_lightning.models.encoders import Encoder, MLPEncoder
 from ppo_lightning.models.initialization import VALUE_GAIN, orthogonal_
 from ppo_lightning.models.outputs import NetworkOutput
@@ -60,22 +60,15 @@ class DAACModel(ActorCritic):
 
         Its value is NaN, as nothing of the critic is run.
         """
-        tensors = as_observation(obs, self.device)
-        hidden = self.embedder(tensors if state is None else cast(Any, tensors).flatten(0, 1))
+        hidden = self._actor_features(as_observation(obs, self.device), state, episode_starts)
         with in_full_precision(self.device):
-            if state is not None and episode_starts is not None:
-                hidden = run_core(self.core, hidden, state[:, 0], episode_starts)
             hidden = hidden.to(self.fc_policy.weight.dtype)
             return self._output(hidden, hidden.new_full(hidden.shape[:1], torch.nan))
 
     def values(self, obs: RawObservation, state: Tensor | None = None, episode_starts: Tensor | None = None) -> Tensor:
         """The critic's half: values ``(B,)``, ``(N·T,)`` of whole sequences."""
-        assert self.critic_embedder is not None
-        tensors = as_observation(obs, self.device)
-        hidden = self.critic_embedder(tensors if state is None else cast(Any, tensors).flatten(0, 1))
+        hidden = self._critic_features(as_observation(obs, self.device), state, episode_starts)
         with in_full_precision(self.device):
-            if state is not None and episode_starts is not None:
-                hidden = run_core(self.critic_core, hidden, state[:, 1], episode_starts)
             value: Tensor = self.fc_value(hidden.to(self.fc_value.weight.dtype)).squeeze(-1)
             return value
 

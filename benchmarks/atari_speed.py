@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
+from training import bare_trainer
 
 from ppo_lightning.envs import AtariEnv, EnvFactory, EnvpoolEnv
 
@@ -58,17 +59,7 @@ def train(factory: EnvFactory, num_envs: int, steps: int, precision: str) -> flo
         factory, num_envs=num_envs, num_steps=_NUM_STEPS, num_minibatches=4, update_epochs=4, total_timesteps=None
     )
     network = functools.partial(ActorCritic, encoder=NatureCNN, shared=True)
-    trainer = Trainer(
-        max_epochs=iterations,
-        accelerator="cpu",
-        precision=precision,
-        gradient_clip_val=0.5,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[Clock()],
-    )
+    trainer = bare_trainer(max_epochs=iterations, precision=precision, callbacks=[Clock()])
     trainer.fit(PPO(network=network, learning_rate=2.5e-4, gamma=0.99, clip_coef=0.1), data)
     return (iterations - 1) * num_envs * _NUM_STEPS / (times[-1] - times[0])
 

@@ -16,11 +16,12 @@ import time
 import warnings
 
 import torch
+from training import bare_trainer
 
 
 def ours(steps: int) -> float:
     """Steps/s of this package."""
-    from lightning.pytorch import Trainer, seed_everything
+    from lightning.pytorch import seed_everything
 
     from ppo_lightning import PPO, RolloutDataModule
 
@@ -28,15 +29,7 @@ def ours(steps: int) -> float:
     data = RolloutDataModule(
         "CartPole-v1", num_envs=4, num_steps=128, num_minibatches=4, update_epochs=4, total_timesteps=steps
     )
-    trainer = Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        gradient_clip_val=0.5,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = bare_trainer()
     ppo = PPO(learning_rate=3e-4, gamma=0.99, clip_vloss=False, ent_coef=0.0)
     start = time.perf_counter()
     trainer.fit(ppo, data)

@@ -24,6 +24,7 @@ from typing import Any
 import gymnasium
 import torch
 from torch import nn
+from training import bare_trainer
 
 from ppo_lightning import ActorCritic, GRUCore, LSTMCore, MLPEncoder
 from ppo_lightning.models.memory import unroll
@@ -41,7 +42,7 @@ def network_of(cell: str) -> Any:
 
 def ours(steps: int, cell: str) -> float:
     """Steps/s of this package."""
-    from lightning.pytorch import Trainer, seed_everything
+    from lightning.pytorch import seed_everything
 
     from ppo_lightning import PPO, RolloutDataModule
 
@@ -54,15 +55,7 @@ def ours(steps: int, cell: str) -> float:
         update_epochs=EPOCHS,
         total_timesteps=steps,
     )
-    trainer = Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        gradient_clip_val=0.5,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = bare_trainer()
     ppo = PPO(network=network_of(cell), learning_rate=3e-4, gamma=0.99, clip_vloss=False, ent_coef=0.0)
     start = time.perf_counter()
     trainer.fit(ppo, data)

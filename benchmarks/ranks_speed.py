@@ -48,6 +48,7 @@ def train(task: str, ranks: int, precision: str, out: Path) -> None:
     """One run in this process (and those that Lightning starts beside it); writes the iterations' steps/s."""
     import torch
     from lightning.pytorch import Callback, Trainer, seed_everything
+    from training import bare_trainer
 
     class Speeds(Callback):
         def __init__(self) -> None:
@@ -61,17 +62,11 @@ def train(task: str, ranks: int, precision: str, out: Path) -> None:
     torch.set_num_threads(1)
     seed_everything(1, verbose=False)
     agent, data, settings = cartpole() if task == "cartpole" else coinrun(precision)
-    trainer = Trainer(
+    trainer = bare_trainer(
         max_epochs=ITERATIONS[task],
-        accelerator="cpu",
         devices=ranks,
         strategy="ddp" if ranks > 1 else "auto",
-        gradient_clip_val=0.5,
         callbacks=[speeds := Speeds()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         **settings,
     )
     trainer.fit(agent, data)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 from stopwatch import Stopwatch
+from training import bare_trainer
 
 PARTS = ("rows", "forward", "losses", "backward", "clipping", "optimizer", "rest")
 
@@ -38,19 +39,19 @@ class StepTimes(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Time the parts from now on."""
-        from ppo_lightning.algorithms import ppo
+        from ppo_lightning.algorithms import clipped
         from ppo_lightning.data import dataset
 
         self.watches["rows"].wrap(dataset, "select_rows")
-        self.watches["forward"].wrap(ppo, "run_network")
+        self.watches["forward"].wrap(clipped, "run_network")
         self.watches["step"].wrap(pl_module, "training_step")
         self.watches["backward"].wrap(trainer.strategy, "backward")
         self.watches["clipping"].wrap(pl_module, "configure_gradient_clipping")
         self.watches["optimizer"].wrap(trainer.optimizers[0], "step")
         prepare = pl_module.start_update
 
-        def begin(batch: Any, minibatches: Any) -> None:
-            prepare(batch, minibatches)
+        def begin(*update: Any) -> None:
+            prepare(*update)
             self._began = time.perf_counter()
             self._before = {name: watch.seconds for name, watch in self.watches.items()}
 
@@ -84,7 +85,7 @@ class StepTimes(Callback):
 
 def measure(width: int, rows: int, steps: int) -> dict[str, float]:
     """One training run of an untrained runner: actor 2×64 and critic 2×``width``, minibatches of ``rows``."""
-    from lightning.pytorch import Trainer, seed_everything
+    from lightning.pytorch import seed_everything
 
     from ppo_lightning import PPO, MLPEncoder, ObservationNormalizer, PPOModel, RolloutDataModule
 
@@ -103,16 +104,7 @@ def measure(width: int, rows: int, steps: int) -> dict[str, float]:
         critic_encoder=functools.partial(MLPEncoder, hidden_sizes=[width, width], normalizer=ObservationNormalizer),
     )
     times = StepTimes()
-    trainer = Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        gradient_clip_val=0.5,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[times],
-    )
+    trainer = bare_trainer(callbacks=[times])
     trainer.fit(PPO(network, learning_rate=3e-4, ent_coef=0.0, clip_vloss=False, normalize_rewards=True), data)
     return times.report()
 

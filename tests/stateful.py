@@ -537,6 +537,14 @@ _TINY = [
     "--model.learning_rate=0.02",
 ]
 
+_COORDINATOR = [
+    "--data.env=tests.ranks.tasks.Coordinated",
+    "--data.env.id=tests.coordination:Bonus-v0",
+    "--model.network=CoordPPOModel",
+    "--model.network.encoder=MLPEncoder",
+    "--model.network.feature_type=obs_hidden_dist",
+]
+
 AGENTS = {
     # name: (the class that it is, flags of a run in float64 that exercises it)
     "PPO": ("PPO", ["--model.norm_adv=true", "--model.log_action_id=1"]),
@@ -569,11 +577,7 @@ AGENTS = {
     "PPO of a coordinator with memory": (
         "PPO",
         [
-            "--data.env=tests.ranks.tasks.Coordinated",
-            "--data.env.id=tests.coordination:Bonus-v0",
-            "--model.network=CoordPPOModel",
-            "--model.network.encoder=MLPEncoder",
-            "--model.network.feature_type=obs_hidden_dist",
+            *_COORDINATOR,
             "--model.network.core=GRUCore",
             "--model.network.core.hidden_dim=6",
         ],
@@ -585,11 +589,7 @@ AGENTS = {
     "PPO of a coordinator": (
         "PPO",
         [
-            "--data.env=tests.ranks.tasks.Coordinated",
-            "--data.env.id=tests.coordination:Bonus-v0",
-            "--model.network=CoordPPOModel",
-            "--model.network.encoder=MLPEncoder",
-            "--model.network.feature_type=obs_hidden_dist",
+            *_COORDINATOR,
             "--model.log_action_id=1",
         ],
     ),

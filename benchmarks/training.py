@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 
 def bare_trainer(**settings: Any) -> Trainer:
@@ -21,3 +22,17 @@ def bare_trainer(**settings: Any) -> Trainer:
             **settings,
         }
     )
+
+
+class ProcessorTime(Callback):
+    """The processor time of training alone, without what is done once before it."""
+
+    seconds = 0.0
+
+    def on_train_start(self, *_: Any) -> None:
+        """Begin."""
+        self._begin = time.process_time()
+
+    def on_train_end(self, *_: Any) -> None:
+        """End."""
+        self.seconds = time.process_time() - self._begin

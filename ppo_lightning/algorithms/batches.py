@@ -51,13 +51,14 @@ def batch_of(
 
 def rows_of_sequences(output: Any, batch: PPOSequenceBatch) -> tuple[Any, PPOBatch]:
     """The valid rows of an output over whole sequences, and the independent transitions that they are for."""
-    fields = {name: getattr(batch, name) for name in _FIELDS}
+    valid = batch.valid.flatten()
+    fields = {name: getattr(batch, name).flatten(0, 1) for name in _FIELDS}
     steps: PPOBatch
     if isinstance(batch, ExtraSequenceBatch):
-        steps = ExtraBatch(**fields, extra=batch.extra, batch_size=batch.valid.shape)
+        steps = ExtraBatch(**fields, extra=batch.extra.flatten(0, 1), batch_size=valid.shape)
     else:
-        steps = PPOBatch(**fields, batch_size=batch.valid.shape)
-    rows = valid_rows(steps, batch.valid)
-    if not len(rows):  # other ranks have rows of this minibatch; what this one does has weight 0
-        return output, steps.reshape(-1)
-    return (output if len(rows) == batch.valid.numel() else take_rows(output, batch.valid.flatten())), rows
+        steps = PPOBatch(**fields, batch_size=valid.shape)
+    # without any, other ranks have rows of this minibatch, and what this one does has weight 0
+    if valid.all() or not valid.any():
+        return output, steps
+    return take_rows(output, valid), steps[valid]

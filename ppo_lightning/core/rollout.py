@@ -50,14 +50,6 @@ def cat_rows(parts: Sequence[Any]) -> Any:
     return TensorDict.cat(list(parts), dim=0) if isinstance(parts[0], TensorDictBase) else torch.cat(list(parts))
 
 
-def _write(target: Any, step: int, value: Any) -> None:
-    if isinstance(target, TensorDictBase):
-        for key, part in target.items():
-            _write(part, step, value[key])
-    else:
-        target[step].copy_(value)
-
-
 class Rollout(TensorClass["shadow"]):
     """``T`` steps of ``N`` environments, batch size ``(T, N)``.
 
@@ -100,14 +92,36 @@ class Rollout(TensorClass["shadow"]):
             batch_size=[num_steps, values.shape[0]],
         )
 
-    def add(self, step: int, **fields: Any) -> None:
-        """Write the given fields of one step: tensors of ``(N, *shape)``, copied into the storage."""
-        for name, value in fields.items():
-            _write(getattr(self, name), step, value)
-
     def flatten(self) -> Rollout:
         """The valid transitions in one row, batch size ``(<= T·N,)``; time-major."""
         return valid_rows(self, self.valid)
+
+
+class RolloutWriter:
+    """Writes a rollout step by step; what is the same in all steps is looked up once."""
+
+    def __init__(self, rollout: Rollout) -> None:
+        self._steps = {name: _steps_of(field) for name, field in rollout.items() if field is not None}
+
+    def add(self, step: int, **fields: Any) -> None:
+        """Copy the given fields of one step, ``(N, *shape)`` each, into the rollout."""
+        for name, value in fields.items():
+            _write(self._steps[name], step, value)
+
+
+def _steps_of(field: Observation) -> Any:
+    """A view of each step; of a ``TensorDict``, of each of its tensors."""
+    if isinstance(field, TensorDictBase):
+        return {key: _steps_of(value) for key, value in field.items()}
+    return field.unbind(0)
+
+
+def _write(steps: Any, step: int, value: Any) -> None:
+    if isinstance(steps, dict):
+        for key, part in steps.items():
+            _write(part, step, value[key])
+    else:
+        steps[step].copy_(value)
 
 
 class MemoryRollout(Rollout):

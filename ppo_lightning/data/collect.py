@@ -17,6 +17,7 @@ from ppo_lightning.core.rollout import (
     MemoryRollout,
     Observation,
     Rollout,
+    RolloutWriter,
     State,
     cat_rows,
     stack_steps,
@@ -48,7 +49,9 @@ class Collector:
         self._obs: ArrayObservation | None = None
         self._starts = np.ones(env.num_envs, dtype=bool)
         self._state: State | None = None
+        self._beginning: State | None = None
         self._rollout: Rollout | None = None
+        self._writer: RolloutWriter | None = None
         self._host = _HostColumns(num_steps, env.num_envs)
         self._legal = env.legal_actions()
 
@@ -110,9 +113,10 @@ class Collector:
         self.episodes.start_rollout()
         truncations = _Truncations()
         with agent.collecting():  # networks may play in the environment too
+            self._beginning = agent.initial_state(self.env.num_envs)
             if self._obs is None:
                 self._obs = self.env.reset()
-                self._state = agent.initial_state(self.env.num_envs)
+                self._state = self._beginning
                 check_finite_observation(self._obs, "at its first reset")
                 if self._legal is not None:
                     self._legal.check(self._obs, np.ones(self.env.num_envs, dtype=bool), "at its first reset")
@@ -129,13 +133,15 @@ class Collector:
         assert self._obs is not None
         obs = as_observation(self._obs, agent.device)
         output = agent.act(obs, noise, self._state)
-        if self._rollout is None:
+        if self._writer is None:
             self._rollout = self._allocate(agent, obs, output)
-        self._rollout.add(step, obs=obs, actions=output.actions, log_probs=output.log_probs, values=output.values)
+            self._writer = RolloutWriter(self._rollout)
+        write = self._writer.add
+        write(step, obs=obs, actions=output.actions, log_probs=output.log_probs, values=output.values)
         if self._state is not None:
-            self._rollout.add(step, states=self._state)
+            write(step, states=self._state)
         if output.extra is not None:
-            self._rollout.add(step, extra=output.extra)
+            write(step, extra=output.extra)
 
         result = self.env.step(output.env_actions.cpu().numpy())
         self._check_finite(result, step)
@@ -144,9 +150,9 @@ class Collector:
         if result.final_obs is not None and result.truncated.any():
             truncations.add(step, result, output.state, agent.device)
         if agent.keeps_next_obs:
-            self._rollout.add(step, next_obs=_following(result, agent.device))
+            write(step, next_obs=_following(result, agent.device))
         self._obs, self._starts = result.obs, result.episode_starts
-        self._state = clear_state(agent, output.state, result.episode_starts)
+        self._state = _clear_state(output.state, self._beginning, result.episode_starts)
 
     def _allocate(self, agent: Agent, obs: Observation, output: ActOutput) -> Rollout:
         kind, kept = Rollout, {"next_obs": obs} if agent.keeps_next_obs else {}
@@ -258,11 +264,11 @@ def _following(result: StepResult, device: torch.device) -> Observation:
     return cast(Observation, following)
 
 
-def clear_state(agent: Agent, state: State | None, episode_starts: Array) -> State | None:
-    """The memory for the next step: back to its beginning in the rows where an episode starts."""
-    if state is None or not episode_starts.any():
+def _clear_state(state: State | None, beginning: State | None, episode_starts: Array) -> State | None:
+    """The memory for the next step: back to its ``beginning`` in the rows where an episode starts."""
+    if state is None or beginning is None or not episode_starts.any():
         return state
-    rows = torch.from_numpy(np.flatnonzero(episode_starts)).to(agent.device)
+    rows = torch.from_numpy(np.flatnonzero(episode_starts)).to(beginning.device)
     cleared = state.clone()
-    cleared[rows] = cast(Any, agent.initial_state(len(rows)))
+    cleared[rows] = cast(Any, beginning[rows])
     return cleared

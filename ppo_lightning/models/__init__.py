@@ -2,7 +2,7 @@
 
 from ppo_lightning.models.actor_critic import ActorCritic, ImpalaPPOModel
 from ppo_lightning.models.coordination import CoordPPOModel, ImpalaCoordPPOModel
-from ppo_lightning.models.cores import GRUCore, LSTMCore, MemoryCore
+from ppo_lightning.models.cores import EpisodeParts, GRUCore, LSTMCore, MemoryCore
 from ppo_lightning.models.daac import DAACModel
 from ppo_lightning.models.encoders import Encoder, GridCNN, ImpalaCNN, MLPEncoder, NatureCNN
 from ppo_lightning.models.gaussian import PPOActor, PPOCritic, PPOModel
@@ -22,6 +22,7 @@ __all__ = [
     "CoordPPOModel",
     "DAACModel",
     "Encoder",
+    "EpisodeParts",
     "GRUCore",
     "GaussianModelOutput",
     "GridCNN",

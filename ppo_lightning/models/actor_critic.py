@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.core.rollout import Observation
-from ppo_lightning.models.cores import CoreBuilder, MemoryCore, run_core
+from ppo_lightning.models.cores import CoreBuilder, EpisodeParts, MemoryCore, run_core
 from ppo_lightning.models.encoders import Encoder, ImpalaCNN, MLPEncoder
 from ppo_lightning.models.initialization import POLICY_GAIN, VALUE_GAIN, orthogonal_
 from ppo_lightning.models.outputs import GaussianModelOutput, NetworkOutput, logits_output
@@ -122,21 +122,22 @@ class ActorCritic(nn.Module):
 
     def unroll(self, obs: Observation, state: Tensor, episode_starts: Tensor) -> NetworkOutput:
         """The output over whole sequences, see :func:`models.memory.unroll`: the encoder takes all steps at once."""
-        hidden = critic_hidden = self._actor_features(obs, state, episode_starts)
+        episodes = EpisodeParts(episode_starts)
+        hidden = critic_hidden = self._actor_features(obs, state, episodes)
         if self.critic_embedder is not None:
-            critic_hidden = self._critic_features(obs, state, episode_starts)
+            critic_hidden = self._critic_features(obs, state, episodes)
         with in_full_precision(self.device):
             return self._heads(hidden, critic_hidden)
 
-    def _actor_features(self, obs: Observation, state: Tensor | None, episode_starts: Tensor | None) -> Tensor:
+    def _actor_features(self, obs: Observation, state: Tensor | None, episodes: EpisodeParts | None) -> Tensor:
         """What the actor's head reads: of ``(B, *shape)``, or with memory of whole sequences ``(N, T, *shape)``."""
-        return _run_half(self.embedder, self.core, obs, None if state is None else state[:, 0], episode_starts)
+        return _run_half(self.embedder, self.core, obs, None if state is None else state[:, 0], episodes)
 
-    def _critic_features(self, obs: Observation, state: Tensor | None, episode_starts: Tensor | None) -> Tensor:
+    def _critic_features(self, obs: Observation, state: Tensor | None, episodes: EpisodeParts | None) -> Tensor:
         """What the head of a critic with an encoder of its own reads, likewise."""
         assert self.critic_embedder is not None
         own = None if state is None else state[:, 1]
-        return _run_half(self.critic_embedder, self.critic_core, obs, own, episode_starts)
+        return _run_half(self.critic_embedder, self.critic_core, obs, own, episodes)
 
     def _heads(self, hidden: Tensor, critic_hidden: Tensor) -> NetworkOutput:
         dtype = self.fc_policy.weight.dtype
@@ -152,13 +153,13 @@ class ActorCritic(nn.Module):
 
 
 def _run_half(
-    embedder: Encoder, core: MemoryCore | None, obs: Observation, state: Tensor | None, episode_starts: Tensor | None
+    embedder: Encoder, core: MemoryCore | None, obs: Observation, state: Tensor | None, episodes: EpisodeParts | None
 ) -> Tensor:
-    if state is None or episode_starts is None:
+    if state is None or episodes is None:
         return cast(Tensor, embedder(obs))
     features = embedder(cast(Any, obs).flatten(0, 1))
     with in_full_precision(features.device):
-        return run_core(core, features, state, episode_starts)
+        return run_core(core, features, state, episodes)
 
 
 class ImpalaPPOModel(ActorCritic):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ppo_lightning.core.errors import ConfigurationError, close_names
 from ppo_lightning.models.actor_critic import RawObservation, as_observation, in_full_precision
-from ppo_lightning.models.cores import CoreBuilder, run_core
+from ppo_lightning.models.cores import CoreBuilder, EpisodeParts, run_core
 from ppo_lightning.models.encoders import Encoder, ImpalaCNN
 from ppo_lightning.models.initialization import POLICY_GAIN, VALUE_GAIN, orthogonal_
 from ppo_lightning.models.outputs import PPOModelOutput
@@ -108,7 +108,8 @@ class CoordPPOModel(nn.Module):
         rows = obs.flatten(0, 1)
         encoded = self._encode(rows)
         with in_full_precision(self.device):
-            return self._heads(run_core(self.core, self._features(rows, encoded), state, episode_starts))
+            features = self._features(rows, encoded)
+            return self._heads(run_core(self.core, features, state, EpisodeParts(episode_starts)))
 
     def _encode(self, obs: TensorDictBase) -> Tensor | None:
         return None if self.embedder is None else self.embedder(obs["base_obs"])

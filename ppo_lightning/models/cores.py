@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -65,30 +65,28 @@ class MemoryCore(nn.Module):
             after.append(torch.stack(vectors, dim=1))
         return x, torch.stack(after, dim=2)
 
-    def sequences(self, features: Tensor, state: Tensor, episode_starts: Tensor) -> Tensor:
+    def sequences(self, features: Tensor, state: Tensor, episodes: Tensor | EpisodeParts) -> Tensor:
         """Whole sequences, each part between two episode starts as a sequence of its own.
 
         Args:
             features: ``(N, T, F)``.
             state: before the first step, ``(N, S, L, H)``.
-            episode_starts: ``(N, T)`` bool; the memory is cleared before each step where it is true.
+            episodes: where they start, ``(N, T)`` bool: the memory is cleared before each step where it is true; or
+                :class:`EpisodeParts`, which several cores can share.
 
         Returns:
             Features ``(N, T, H)``.
         """
+        parts = episodes if isinstance(episodes, EpisodeParts) else EpisodeParts(episodes)
         rows = features.to(state.dtype).flatten(0, 1)
-        outputs, places = [], []
-        for part in _parts_of_like_length(episode_starts.cpu()):
-            place, is_own = part.rows.to(rows.device), part.is_own.to(rows.device)
-            x = rows.index_select(0, place.flatten()).reshape(*place.shape, -1)
-            is_carried = part.is_carried.to(rows.device).reshape(-1, 1, 1, 1)
-            memory = torch.where(is_carried, state[part.envs.to(rows.device)], 0)
+        outputs = []
+        for group in parts.groups:
+            x = rows.index_select(0, group.rows).reshape(-1, len(group.envs), rows.shape[1])
+            memory = torch.where(group.is_carried, state.index_select(0, group.envs), 0)
             vectors = [vector.contiguous() for vector in memory.permute(1, 2, 0, 3)]  # each (L, P, H)
             output, _ = self.layers(x, tuple(vectors) if len(vectors) > 1 else vectors[0])
-            outputs.append(output[is_own])
-            places.append(place[is_own])
-        order = torch.cat(places).argsort()
-        return torch.cat(outputs).index_select(0, order).reshape(*episode_starts.shape, -1)
+            outputs.append(output.flatten(0, 1))
+        return torch.cat(outputs).index_select(0, parts.places).reshape(*parts.shape, -1)
 
     @abstractmethod
     def _cell(self, x: Tensor, vectors: tuple[Tensor, ...], weights: Any) -> tuple[Tensor, ...]:
@@ -113,47 +111,66 @@ class GRUCore(MemoryCore):
         return (torch.gru_cell(x, vectors[0], *weights),)
 
 
+class EpisodeParts:
+    """``(N, T)`` sequences cut where episodes start, and the parts grouped by length.
+
+    In each group the longest part is less than twice the shortest. One call of a layer for each group is several
+    times as fast as their packed sequences, whose gradient takes time in the square of ``T``, and as a call for each
+    stretch in which no environment starts anew.
+
+    Args:
+        episode_starts: ``(N, T)`` bool.
+
+    Attributes:
+        shape: ``(N, T)``.
+        groups: of parts of like length.
+        places: of each step, environment-major, its row among all steps of all groups, ``(N·T,)``.
+    """
+
+    def __init__(self, episode_starts: Tensor) -> None:
+        self.shape = episode_starts.shape
+        device, (num_envs, num_steps) = episode_starts.device, self.shape
+        begins = episode_starts.cpu().clone()
+        is_new = begins[:, 0].clone()
+        begins[:, 0] = True
+        first = begins.flatten().nonzero().squeeze(1)
+        lengths = torch.diff(first, append=first.new_tensor([num_envs * num_steps]))
+        envs = torch.div(first, num_steps, rounding_mode="floor")
+        is_carried = (first % num_steps == 0) & ~is_new[envs]
+        sizes = torch.frexp(lengths.double())[1]
+        self.groups: list[PartGroup] = []
+        places = torch.empty(num_envs * num_steps, dtype=torch.long)
+        num_rows = 0
+        for size in sorted(set(sizes.tolist())):
+            group = sizes == size
+            begin, length = first[group], lengths[group]
+            steps = torch.arange(int(length.max())).unsqueeze(1)
+            rows, is_own = (begin + torch.minimum(steps, length - 1)).flatten(), (steps < length).flatten()
+            own = is_own.nonzero().squeeze(1)
+            places[rows[own]] = num_rows + own
+            num_rows += len(rows)
+            carried = is_carried[group].reshape(-1, 1, 1, 1)
+            self.groups.append(PartGroup(rows.to(device), envs[group].to(device), carried.to(device)))
+        self.places = places.to(device)
+
+
 @dataclass
-class _Parts:
+class PartGroup:
     """``P`` parts of sequences, of up to ``K`` steps, each between two episode starts."""
 
     rows: Tensor
-    """Of each step its row among all steps, ``(K, P)``; beyond a part's end its last one is repeated."""
-    is_own: Tensor
-    """``(K, P)``, false beyond a part's end."""
+    """Of each step its row among all steps, ``(K·P,)``; beyond a part's end its last one is repeated."""
     envs: Tensor
     """``(P,)``, the sequence that each is a part of."""
     is_carried: Tensor
-    """``(P,)``, whether it goes on with what was remembered before the sequence."""
-
-
-def _parts_of_like_length(episode_starts: Tensor) -> Iterator[_Parts]:
-    """All parts of ``(N, T)`` sequences, those together of which the longest is less than twice the shortest.
-
-    One call of PyTorch's layers for each such group is several times as fast as their packed sequences, whose gradient
-    takes time in the square of ``T``, and as a call for each stretch in which no environment starts anew.
-    """
-    num_envs, num_steps = episode_starts.shape
-    begins = episode_starts.clone()
-    begins[:, 0] = True
-    first = begins.flatten().nonzero().squeeze(1)
-    lengths = torch.diff(first, append=first.new_tensor([num_envs * num_steps]))
-    is_carried = (first % num_steps == 0) & ~episode_starts.flatten()[first]
-    sizes = torch.frexp(lengths.double())[1]
-    for size in sorted(set(sizes.tolist())):
-        group = sizes == size
-        begin, length = first[group], lengths[group]
-        steps = torch.arange(int(length.max())).unsqueeze(1)
-        rows = begin + torch.minimum(steps, length - 1)
-        envs = torch.div(begin, num_steps, rounding_mode="floor")
-        yield _Parts(rows, steps < length, envs, is_carried[group])
+    """``(P, 1, 1, 1)``, whether it goes on with what was remembered before the sequence."""
 
 
 CoreBuilder = Callable[[int], MemoryCore]
 """Builds a core from the number of features that it is given."""
 
 
-def run_core(core: MemoryCore | None, features: Tensor, state: Tensor, episode_starts: Tensor) -> Tensor:
+def run_core(core: MemoryCore | None, features: Tensor, state: Tensor, episodes: EpisodeParts) -> Tensor:
     """Features ``(N·T, F)`` of ``N`` sequences, environment-major, to what a core makes of them, ``(N·T, H)``."""
     assert core is not None
-    return core.sequences(features.reshape(*episode_starts.shape, -1), state, episode_starts).flatten(0, 1)
+    return core.sequences(features.reshape(*episodes.shape, -1), state, episodes).flatten(0, 1)

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from ppo_lightning.models.actor_critic import ActorCritic, RawObservation, as_observation, in_full_precision
-from ppo_lightning.models.cores import CoreBuilder
+from ppo_lightning.models.cores import CoreBuilder, EpisodeParts
 from ppo_lightning.models.encoders import Encoder, MLPEncoder
 from ppo_lightning.models.initialization import VALUE_GAIN, orthogonal_
 from ppo_lightning.models.outputs import NetworkOutput
@@ -60,14 +60,14 @@ class DAACModel(ActorCritic):
 
         Its value is NaN, as nothing of the critic is run.
         """
-        hidden = self._actor_features(as_observation(obs, self.device), state, episode_starts)
+        hidden = self._actor_features(as_observation(obs, self.device), state, _parts(episode_starts))
         with in_full_precision(self.device):
             hidden = hidden.to(self.fc_policy.weight.dtype)
             return self._output(hidden, hidden.new_full(hidden.shape[:1], torch.nan))
 
     def values(self, obs: RawObservation, state: Tensor | None = None, episode_starts: Tensor | None = None) -> Tensor:
         """The critic's half: values ``(B,)``, ``(N·T,)`` of whole sequences."""
-        hidden = self._critic_features(as_observation(obs, self.device), state, episode_starts)
+        hidden = self._critic_features(as_observation(obs, self.device), state, _parts(episode_starts))
         with in_full_precision(self.device):
             value: Tensor = self.fc_value(hidden.to(self.fc_value.weight.dtype)).squeeze(-1)
             return value
@@ -78,6 +78,10 @@ class DAACModel(ActorCritic):
             features = torch.cat([hidden, action_features(actions, self._action_space).to(hidden.dtype)], dim=-1)
             advantage: Tensor = self.fc_advantage(features).squeeze(-1)
             return advantage
+
+
+def _parts(episode_starts: Tensor | None) -> EpisodeParts | None:
+    return None if episode_starts is None else EpisodeParts(episode_starts)
 
 
 def action_features(actions: Tensor, space: spaces.Space[Any]) -> Tensor:

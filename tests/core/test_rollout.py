@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensordict import TensorDict, TensorDictBase
 
-from ppo_lightning.core.rollout import MemoryRollout, PPOBatch, Rollout, shuffled_minibatches, stack_steps
+from ppo_lightning.core.rollout import (
+    MemoryRollout,
+    PPOBatch,
+    Rollout,
+    RolloutWriter,
+    shuffled_minibatches,
+    stack_steps,
+)
 
 T, N = 3, 2
 
@@ -16,8 +23,9 @@ def dict_obs(step):
 
 def filled_rollout():
     rollout = Rollout.allocate(T, dict_obs(0), torch.zeros(N, dtype=torch.int64), torch.zeros(N))
+    writer = RolloutWriter(rollout)
     for step in range(T):
-        rollout.add(
+        writer.add(
             step, obs=dict_obs(step), actions=torch.tensor([2 * step, 2 * step + 1]), values=torch.ones(N) * step
         )
     return rollout
@@ -47,7 +55,7 @@ def test_dict_observations_are_nested_and_keep_their_dtypes():
 def test_added_steps_are_copies():
     obs = torch.zeros(N, 1, dtype=torch.uint8)
     rollout = Rollout.allocate(T, obs, torch.zeros(N), torch.zeros(N))
-    rollout.add(0, obs=obs)
+    RolloutWriter(rollout).add(0, obs=obs)
     obs += 1  # a simulator that reuses its buffer
     assert rollout.obs[0].sum() == 0
     assert rollout.obs.dtype == torch.uint8
@@ -73,7 +81,7 @@ def test_a_memory_rollout_stores_states():
     state = TensorDict({"h": torch.zeros(N, 4)}, batch_size=[N])
     rollout = MemoryRollout.allocate(T, torch.zeros(N, 1), torch.zeros(N), torch.zeros(N), states=stack_steps(T, state))
     for step in range(T):
-        rollout.add(step, states=TensorDict({"h": torch.full((N, 4), step)}, batch_size=[N]))
+        RolloutWriter(rollout).add(step, states=TensorDict({"h": torch.full((N, 4), step)}, batch_size=[N]))
     assert rollout.states["h"][:, 0, 0].tolist() == [0, 1, 2]
     rollout.valid = torch.tensor([[True, False], [True, True], [False, True]])
     assert rollout.flatten().states["h"][:, 0].tolist() == [0, 1, 1, 2]

@@ -281,6 +281,7 @@ SIMULATORS = [
         proves=f"blackjack:BlackjackEnv {OBS}:FlattenObservation",
     ),
     *case("Doors", "ppo_lightning.envs.toys:Doors-v0", kwargs={"hint": "first", "length": 5}, proves="toys:Doors"),
+    *case("Chain", "ppo_lightning.envs.toys:Chain-v0", kwargs={"length": 5, "num_actions": 2}, proves="toys:Chain"),
     # wrappers
     *case(
         "FrameStackObservation",

@@ -44,7 +44,7 @@ def test_the_configurations_that_are_promised_are_there():
         "procgen_daac",
         "taxi_masked",
     }
-    alone |= {"atari_breakout", "atari_pong", "atari_rnd"}
+    alone |= {"atari_breakout", "atari_pong", "atari_rnd", "chain_rnd"}
     alone |= {"cartpole_memory", "minigrid_memory", "doors_masked", "doors_memory"}
     assert {path.stem for path in CONFIGS} == {*alone, *chains}
 

@@ -1,4 +1,4 @@
-"""A small environment with illegal actions, where masks and memory show what they are for."""
+"""Small environments that show what something is for: masks and memory, and exploration."""
 
 from __future__ import annotations
 
@@ -80,4 +80,50 @@ class Doors(gymnasium.Env[Any, Any]):
         return {"obs": np.array([self.kind * is_shown], np.float32), "action_mask": self.is_open.copy()}
 
 
+class Chain(gymnasium.Env[Any, Any]):
+    """Find the one action at each place that leads on, with a reward at the end of the chain alone.
+
+    Any other action ends the episode with nothing. Random actions earn 1 once in ``num_actions ** length`` episodes, so
+    it takes curiosity to come there. Observations are one-hot, of the place or of the end; all zeros where one fell.
+
+    Args:
+        length: places.
+        num_actions: at each.
+        layout: the seed by which the actions that lead on are drawn, the same in all episodes.
+
+    Raises:
+        ConfigurationError: a number outside its range.
+    """
+
+    def __init__(self, length: int = 20, num_actions: int = 4, layout: int = 0) -> None:
+        check_range("--data.env.kwargs.length", length, 1)
+        check_range("--data.env.kwargs.num_actions", num_actions, 2)
+        check_range("--data.env.kwargs.layout", layout, 0)
+        self.length = length
+        self.observation_space = spaces.Box(0, 1, (length + 1,), np.float32)
+        self.action_space = spaces.Discrete(num_actions)
+        self.leads_on = np.random.default_rng(layout).integers(num_actions, size=length)
+        self.place = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[_Array, dict[str, Any]]:
+        """The first place."""
+        super().reset(seed=seed)
+        self.place = 0
+        return self._look(), {}
+
+    def step(self, action: int) -> tuple[_Array, float, bool, bool, dict[str, Any]]:
+        """On, or down."""
+        if action != self.leads_on[self.place]:
+            return np.zeros(self.length + 1, np.float32), 0.0, True, False, {}
+        self.place += 1
+        is_end = self.place == self.length
+        return self._look(), float(is_end), is_end, False, {}
+
+    def _look(self) -> _Array:
+        seen = np.zeros(self.length + 1, np.float32)
+        seen[self.place] = 1
+        return seen
+
+
 gymnasium.register("Doors-v0", "ppo_lightning.envs.toys:Doors")
+gymnasium.register("Chain-v0", "ppo_lightning.envs.toys:Chain")

@@ -19,7 +19,9 @@ _FLAG = "--model.network.core"
 class MemoryCore(nn.Module):
     """Recurrent layers, whose memory is one tensor of ``(N, S, L, H)``: ``S`` vectors for each of ``L`` layers.
 
-    They run in full precision also where the encoder runs in half. Weights are orthogonal, biases zero.
+    They run in full precision also where the encoder runs in half. Weights are orthogonal, biases zero but for those of
+    the gate that keeps what was there (an LSTM's forget gate, a GRU's update gate), which are 1: else a new layer loses
+    half of it in each step (Jozefowicz et al., ICML 2015, section 2.2).
 
     Args:
         input_dim: features in.
@@ -41,6 +43,8 @@ class MemoryCore(nn.Module):
         self.layers = self.LAYERS(input_dim, hidden_dim, num_layers)
         for name, parameter in self.layers.named_parameters():
             nn.init.zeros_(parameter) if "bias" in name else nn.init.orthogonal_(parameter)
+            if name.startswith("bias_ih"):
+                nn.init.ones_(parameter.data[hidden_dim : 2 * hidden_dim])  # the second gate of both kinds
         self.output_dim = hidden_dim
         self.state_shape = (self.VECTORS, num_layers, hidden_dim)
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from ppo_lightning.core.errors import ConfigurationError
-from ppo_lightning.envs.toys import Doors
+from ppo_lightning.envs.toys import Chain, Doors
 
 
 def doors_of(obs, kind):
@@ -69,3 +69,35 @@ def test_the_doors_that_are_open_are_a_function_of_the_seed_and_change():
 def test_rooms_that_cannot_be_are_refused(settings, words):
     with pytest.raises(ConfigurationError, match=words):
         Doors(**settings)
+
+
+def test_a_chain_is_walked_by_its_right_actions_and_earns_at_its_end_alone():
+    env = gymnasium.make("ppo_lightning.envs.toys:Chain-v0", length=3, num_actions=5, layout=2)
+    right = env.unwrapped.leads_on.tolist()
+    obs, _ = env.reset(seed=1)
+    for place, action in enumerate(right):
+        assert env.observation_space.contains(obs)
+        assert obs.tolist() == [place == 0, place == 1, place == 2, 0]
+        obs, reward, terminated, truncated, _ = env.step(action)
+        assert (reward, terminated, truncated) == (float(place == 2), place == 2, False)
+    assert obs.tolist() == [0, 0, 0, 1]
+
+
+def test_a_wrong_action_ends_an_episode_with_nothing():
+    env = Chain(length=3)
+    env.reset()
+    env.step(env.leads_on[0])
+    obs, reward, terminated, truncated, _ = env.step((env.leads_on[1] + 1) % 4)
+    assert (obs.any(), reward, terminated, truncated) == (False, 0.0, True, False)
+    assert env.reset()[0].tolist() == [1, 0, 0, 0]
+
+
+def test_a_chain_is_the_same_in_all_environments_of_one_layout():
+    chains = [Chain(layout=layout).leads_on.tolist() for layout in (0, 0, 1)]
+    assert chains[0] == chains[1] != chains[2]
+
+
+@pytest.mark.parametrize(("name", "value"), [("length", 0), ("num_actions", 1), ("layout", -1)])
+def test_a_chain_that_cannot_be_is_refused(name, value):
+    with pytest.raises(ConfigurationError, match=rf"--data\.env\.kwargs\.{name} must be at least"):
+        Chain(**{name: value})

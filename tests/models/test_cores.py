@@ -105,14 +105,28 @@ def test_nothing_passes_an_episodes_start():
     assert (features.grad[0, 3:] != 0).any(-1).all()
 
 
-def test_orthogonal_weights_and_no_biases():
-    core = GRUCore(6, 4, num_layers=2)
+@pytest.mark.parametrize("core", CORES)
+def test_orthogonal_weights_and_no_biases_but_of_the_gate_that_keeps(core):
+    core = core(6, 4, num_layers=2)
     for name, parameter in core.layers.named_parameters():
         if "bias" in name:
-            assert (parameter == 0).all()
+            gates = parameter.reshape(-1, 4).tolist()  # of an LSTM i, f, g, o; of a GRU r, z, n
+            kept = float(name.startswith("bias_ih"))
+            assert gates == [[0.0] * 4, [kept] * 4, *[[0.0] * 4] * (len(gates) - 2)]
         else:
             tall = parameter if parameter.shape[0] >= parameter.shape[1] else parameter.T
             torch.testing.assert_close(tall.T @ tall, torch.eye(tall.shape[1]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_a_new_core_keeps_more_than_half_of_its_memory(core):
+    core = core(3, 64)
+    with torch.no_grad():
+        for name, parameter in core.layers.named_parameters():
+            if "weight" in name:
+                parameter.zero_()  # nothing comes in, so that what is left was kept
+        _, after = core.step(torch.zeros(1, 3), torch.ones(1, *core.state_shape))
+    assert after[0, -1].min() > 0.7  # an LSTM's cell, a GRU's only vector
 
 
 @pytest.mark.parametrize(("flag", "value"), [("hidden_dim", 0), ("hidden_dim", -1), ("num_layers", 0)])

@@ -198,6 +198,7 @@ CODECS: dict[str, Codec] = {
     **{f"ppo_lightning.envs.wrappers:{name}": codec for name, codec in _OWN_WRAPPERS.items()},
     "ale_py.env:AtariEnv": AtariGame(),
     "ppo_lightning.envs.toys:Doors": _env("kind room is_open", "num_doors num_open length hint"),
+    "ppo_lightning.envs.toys:Chain": _env("place", "length leads_on"),
     # the limit is told again, and whether it is open is its own
     "ppo_lightning.envs.restart:Restarting": _wrapper("first_seed restarts", "_make _is_open _limit"),
 }

@@ -1,4 +1,4 @@
-# make train | test | test-all | lint | setup. Needs Python 3.10, 3.11 or 3.12; everything else goes into .venv.
+# make train | test | test-all | lint | bench | setup. Needs Python 3.10, 3.11 or 3.12; everything else goes into .venv.
 
 CONFIG ?= configs/cartpole.yaml
 ARGS ?=
@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP := .venv/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all lint setup clean minigrid-chain minigrid-novice minigrid-expert
+.PHONY: help train test test-all lint bench setup clean minigrid-chain minigrid-novice minigrid-expert
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,10 @@ lint: $(SETUP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(SETUP)  ## speed and memory beside the peers; ARGS="--help" tells more
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 setup: $(SETUP)  ## .venv with the package, the extras that configs/ need, and the development tools
 

@@ -18,7 +18,7 @@ from ppo_lightning.core.checkpoint import NetworkBuilder, load_network_weights, 
 from ppo_lightning.core.rollout import Observation, State
 from ppo_lightning.core.spaces import space_from_dict, space_to_dict
 from ppo_lightning.functional.distributions import at_least_float32, draw_noise
-from ppo_lightning.models.outputs import ModelOutput, initial_state, run_network, to_env
+from ppo_lightning.models.outputs import ModelOutput, has_own_critic, initial_state, run_network, run_policy, to_env
 
 PlainOrSpace = Union[dict[str, Any], spaces.Space[Any], None]
 
@@ -34,6 +34,7 @@ class ActingModule(LightningModule):
         super().__init__()
         self.network: nn.Module | None = None
         self.action_space: spaces.Space[Any] | None = None
+        self._has_own_critic = False
         # as a plain attribute a module would be registered, and saved, a second time
         self._network_builder: Any = (lambda *spaces: network) if isinstance(network, nn.Module) else network
 
@@ -48,6 +49,7 @@ class ActingModule(LightningModule):
         """Build the network for these spaces and remember them in the checkpoint."""
         self.network = build_network(self._network_builder, observation_space, action_space)
         self.action_space = action_space
+        self._has_own_critic = has_own_critic(self.network)
         self.hparams["observation_space"] = space_to_dict(observation_space)
         self.hparams["action_space"] = space_to_dict(action_space)
 
@@ -88,10 +90,14 @@ class ActingModule(LightningModule):
 
     def act(self, obs: Observation, noise: Tensor, state: State | None) -> ActOutput:
         """Sample actions for ``N`` environments."""
-        output, state = self._run(obs, state)
+        if self._has_own_critic:  # of whose values none is needed to act
+            output, values = run_policy(self._net, obs), None
+        else:
+            output, state = self._run(obs, state)
+            values = at_least_float32(output.value)
         distribution = output.distribution
         actions = distribution.sample(noise)
-        log_probs, values = distribution.log_prob(actions), at_least_float32(output.value)
+        log_probs = distribution.log_prob(actions)
         return ActOutput(actions, log_probs, values, to_env(self._net, actions), state, self.extra_of(output))
 
     def extra_of(self, output: ModelOutput) -> dict[str, Tensor] | None:
@@ -99,8 +105,8 @@ class ActingModule(LightningModule):
         return None
 
     def value_of(self, obs: Observation, state: State | None) -> Tensor:
-        """The critic's values ``(N,)``."""
-        return at_least_float32(self._run(obs, state)[0].value)
+        """The critic's values ``(K,)`` of any number of observations."""
+        return at_least_float32(self._net.values(obs) if self._has_own_critic else self._run(obs, state)[0].value)
 
 
 def _space(space: PlainOrSpace) -> spaces.Space[Any]:

@@ -259,6 +259,13 @@ class OnPolicyModule(OptimizedModule):
 
     # -- Lightning's hooks
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As a Module, which takes microseconds; Lightning notes the hook it is in some 45 times a minibatch."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Mark the format, and store the loops as after a whole iteration, also where a KL stop cut it short."""
         super().on_save_checkpoint(checkpoint)

@@ -210,12 +210,12 @@ class PPO(ClippedModule):
     def act(self, obs: Observation, noise: Tensor, state: State | None) -> ActOutput:
         """Sample actions for ``N`` environments."""
         output = super().act(obs, noise, state)
-        if self.return_normalizer is not None:
+        if self.return_normalizer is not None and output.values is not None:
             output.values = self.return_normalizer.values_of(output.values)
         return output
 
     def value_of(self, obs: Observation, state: State | None) -> Tensor:
-        """The critic's values ``(N,)``, in the units of rewards."""
+        """The critic's values ``(K,)`` of any number of observations, in the units of rewards."""
         outputs = super().value_of(obs, state)
         return outputs if self.return_normalizer is None else self.return_normalizer.values_of(outputs)
 

@@ -20,13 +20,14 @@ Batch = Union[PPOBatch, PPOSequenceBatch]
 class ActOutput:
     """One step of ``N`` environments: ``actions (N, …)``, ``log_probs (N,)``, ``values (N,)``, the state after it.
 
-    ``env_actions (N, …)`` are what the environments are given: ``actions``, within their bounds. ``extra``, with a
-    tensor ``(N, …)`` a name, is what else the rollout is to hold of this step.
+    ``values`` may be None where there is no memory: the agent is asked for those of all steps together after the
+    rollout, by its ``value_of``. ``env_actions (N, …)`` are what the environments are given: ``actions``, within their
+    bounds. ``extra``, with a tensor ``(N, …)`` a name, is what else the rollout is to hold of this step.
     """
 
     actions: Tensor
     log_probs: Tensor
-    values: Tensor
+    values: Tensor | None
     env_actions: Tensor
     state: State | None = None
     extra: dict[str, Tensor] | None = None
@@ -98,7 +99,7 @@ class Agent(Protocol):
         """Choose actions for ``N`` environments."""
 
     def value_of(self, obs: Observation, state: State | None) -> Tensor:
-        """The critic's values ``(N,)``, to bootstrap from."""
+        """The critic's values of any number of observations ``(K, *shape)``, ``(K,)``."""
 
     def prepare(self, rollout: Rollout, end: RolloutEnd) -> Batch:
         """Turn a rollout into the batch that minibatches are drawn from.

@@ -30,6 +30,8 @@ from ppo_lightning.data.warm_up import warm_up
 from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv
 from ppo_lightning.models.actor_critic import as_observation
 
+_ROWS = 1024  # of which values are computed at once
+
 
 class Collector:
     """Plays ``num_steps`` of every environment a rollout, and keeps what runs on over the borders of rollouts.
@@ -52,6 +54,7 @@ class Collector:
         self._beginning: State | None = None
         self._rollout: Rollout | None = None
         self._writer: RolloutWriter | None = None
+        self._lacks_values = False
         self._host = _HostColumns(num_steps, env.num_envs)
         self._legal = env.legal_actions()
 
@@ -137,7 +140,9 @@ class Collector:
             self._rollout = self._allocate(agent, obs, output)
             self._writer = RolloutWriter(self._rollout)
         write = self._writer.add
-        write(step, obs=obs, actions=output.actions, log_probs=output.log_probs, values=output.values)
+        write(step, obs=obs, actions=output.actions, log_probs=output.log_probs)
+        if output.values is not None:
+            write(step, values=output.values)
         if self._state is not None:
             write(step, states=self._state)
         if output.extra is not None:
@@ -161,7 +166,9 @@ class Collector:
         if self._state is not None:
             kind, kept["states"] = MemoryRollout, self._state
         storage = {name: stack_steps(self.num_steps, part) for name, part in kept.items()}
-        return kind.allocate(self.num_steps, obs, output.actions, output.values, **storage)
+        values = output.log_probs if output.values is None else output.values
+        self._lacks_values = output.values is None
+        return kind.allocate(self.num_steps, obs, output.actions, values, **storage)
 
     def _check_finite(self, result: StepResult, step: int) -> None:
         if not np.isfinite(result.rewards).all():
@@ -178,9 +185,16 @@ class Collector:
             check_finite_observation(result.final_obs, f"at an episode's end, step {step} of the rollout", ended)
 
     def _bootstrap(self, agent: Agent, rollout: Rollout, truncations: _Truncations) -> None:
-        """Fill ``next_values``: V of the next step's observation, and of the final one where truncated."""
+        """Fill ``next_values``: V of the next step's observation, and of the final one where truncated.
+
+        Before it ``values``, where the steps did not.
+        """
         assert self._obs is not None
         last_obs, num_envs = as_observation(self._obs, agent.device), self.env.num_envs
+        if self._lacks_values:
+            parts = cast(Any, rollout.obs).flatten(0, 1).split(_ROWS)
+            values = torch.cat([agent.value_of(part, None) for part in parts])
+            rollout.values.copy_(values.reshape(rollout.values.shape))
         if not truncations.steps:
             last_values = agent.value_of(last_obs, self._state)
         else:

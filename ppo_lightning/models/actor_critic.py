@@ -129,6 +129,26 @@ class ActorCritic(nn.Module):
         with in_full_precision(self.device):
             return self._heads(hidden, critic_hidden)
 
+    def policy(
+        self, obs: RawObservation, state: Tensor | None = None, episode_starts: Tensor | None = None
+    ) -> NetworkOutput:
+        """The actor's half of :meth:`forward`, or of :meth:`unroll` where its further arguments are given.
+
+        Its value is NaN, as nothing of the critic is run.
+        """
+        hidden = self._actor_features(as_observation(obs, self.device), state, _parts(episode_starts))
+        with in_full_precision(self.device):
+            hidden = hidden.to(self.fc_policy.weight.dtype)
+            return self._output(hidden, hidden.new_full(hidden.shape[:1], torch.nan))
+
+    def values(self, obs: RawObservation, state: Tensor | None = None, episode_starts: Tensor | None = None) -> Tensor:
+        """The critic's half: values ``(B,)``, ``(N·T,)`` of whole sequences."""
+        features = self._actor_features if self.critic_embedder is None else self._critic_features
+        hidden = features(as_observation(obs, self.device), state, _parts(episode_starts))
+        with in_full_precision(self.device):
+            value: Tensor = self.fc_value(hidden.to(self.fc_value.weight.dtype)).squeeze(-1)
+            return value
+
     def _actor_features(self, obs: Observation, state: Tensor | None, episodes: EpisodeParts | None) -> Tensor:
         """What the actor's head reads: of ``(B, *shape)``, or with memory of whole sequences ``(N, T, *shape)``."""
         return _run_half(self.embedder, self.core, obs, None if state is None else state[:, 0], episodes)
@@ -160,6 +180,10 @@ def _run_half(
     features = embedder(cast(Any, obs).flatten(0, 1))
     with in_full_precision(features.device):
         return run_core(core, features, state, episodes)
+
+
+def _parts(episode_starts: Tensor | None) -> EpisodeParts | None:
+    return None if episode_starts is None else EpisodeParts(episode_starts)
 
 
 class ImpalaPPOModel(ActorCritic):

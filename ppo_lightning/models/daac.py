@@ -9,11 +9,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from ppo_lightning.models.actor_critic import ActorCritic, RawObservation, as_observation, in_full_precision
-from ppo_lightning.models.cores import CoreBuilder, EpisodeParts
+from ppo_lightning.models.actor_critic import ActorCritic, in_full_precision
+from ppo_lightning.models.cores import CoreBuilder
 from ppo_lightning.models.encoders import Encoder, MLPEncoder
 from ppo_lightning.models.initialization import VALUE_GAIN, orthogonal_
-from ppo_lightning.models.outputs import NetworkOutput
 
 
 class DAACModel(ActorCritic):
@@ -53,35 +52,12 @@ class DAACModel(ActorCritic):
         self._action_space = action_space
         self.fc_advantage = orthogonal_(nn.Linear(self.hidden_dim + self.logit_dim, 1), VALUE_GAIN)
 
-    def policy(
-        self, obs: RawObservation, state: Tensor | None = None, episode_starts: Tensor | None = None
-    ) -> NetworkOutput:
-        """The actor's half of :meth:`forward`, or of :meth:`unroll` where its further arguments are given.
-
-        Its value is NaN, as nothing of the critic is run.
-        """
-        hidden = self._actor_features(as_observation(obs, self.device), state, _parts(episode_starts))
-        with in_full_precision(self.device):
-            hidden = hidden.to(self.fc_policy.weight.dtype)
-            return self._output(hidden, hidden.new_full(hidden.shape[:1], torch.nan))
-
-    def values(self, obs: RawObservation, state: Tensor | None = None, episode_starts: Tensor | None = None) -> Tensor:
-        """The critic's half: values ``(B,)``, ``(N·T,)`` of whole sequences."""
-        hidden = self._critic_features(as_observation(obs, self.device), state, _parts(episode_starts))
-        with in_full_precision(self.device):
-            value: Tensor = self.fc_value(hidden.to(self.fc_value.weight.dtype)).squeeze(-1)
-            return value
-
     def advantages(self, hidden: Tensor, actions: Tensor) -> Tensor:
         """Predicted advantages ``(B,)`` of ``actions (B, …)``, by the actor's features ``(B, H)``."""
         with in_full_precision(self.device):
             features = torch.cat([hidden, action_features(actions, self._action_space).to(hidden.dtype)], dim=-1)
             advantage: Tensor = self.fc_advantage(features).squeeze(-1)
             return advantage
-
-
-def _parts(episode_starts: Tensor | None) -> EpisodeParts | None:
-    return None if episode_starts is None else EpisodeParts(episode_starts)
 
 
 def action_features(actions: Tensor, space: spaces.Space[Any]) -> Tensor:

@@ -130,6 +130,13 @@ class PPOActor(FullPrecision, TensorDictModuleBase):
                 return self.mu(hidden), self.logstd, hidden
             return self.mu(hidden), (self.initial_logstd + self.logstd_head(hidden)).clamp(*_LOGSTD_RANGE), hidden
 
+    def output(self, obs: Observation, value: Tensor | None) -> GaussianModelOutput:
+        """What an agent reads for ``B`` observations, with this value ``(B,)``; NaN without one."""
+        mean, logstd, hidden = self.parameters_for(obs)
+        value = mean.new_full(mean.shape[:1], torch.nan) if value is None else value
+        kind = SquashedModelOutput if self.squash else GaussianModelOutput
+        return kind(mean=mean, logstd=logstd, value=value, hidden=hidden)
+
     def to_env(self, actions: Tensor) -> Tensor:
         """What the environment is given for actions ``(B, D)``: within its bounds."""
         low, high = self.low.to(actions.dtype), self.high.to(actions.dtype)
@@ -204,9 +211,15 @@ class PPOModel(TensorDictModuleBase):
     def evaluate(self, obs: RawObservation) -> GaussianModelOutput:
         """Distribution and value for ``B`` observations, as an agent reads them; nothing is sampled or written."""
         tensors = as_observation(obs, self.device)
-        mean, logstd, hidden = self.actor.parameters_for(tensors)
-        kind = SquashedModelOutput if self.actor.squash else GaussianModelOutput
-        return kind(mean=mean, logstd=logstd, value=self.critic.values(tensors), hidden=hidden)
+        return self.actor.output(tensors, self.critic.values(tensors))
+
+    def policy(self, obs: RawObservation) -> GaussianModelOutput:
+        """The actor's half of :meth:`evaluate`; its value is NaN."""
+        return self.actor.output(as_observation(obs, self.device), None)
+
+    def values(self, obs: RawObservation) -> Tensor:
+        """The critic's half: values ``(B,)``."""
+        return self.critic.values(as_observation(obs, self.device))
 
     def to_env(self, actions: Tensor) -> Tensor:
         """What the environment is given for actions ``(B, D)``: within its bounds."""

@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from ppo_lightning.core.rollout import Observation, State
-from ppo_lightning.models.outputs import MemoryNetwork, apply_action_mask, run_network
+from ppo_lightning.models.outputs import MemoryNetwork, apply_action_mask, belongs_to_forward, run_network
 
 
 def unroll(network: MemoryNetwork, obs: Observation, state: State, episode_starts: Tensor) -> Any:
@@ -23,7 +23,7 @@ def unroll(network: MemoryNetwork, obs: Observation, state: State, episode_start
         state: before the first step, ``(N, *shape)``.
         episode_starts: ``(N, T)`` bool; the memory is cleared before each step where it is true.
     """
-    if _has_own_unroll(type(network)):
+    if belongs_to_forward(type(network), "unroll"):
         return apply_action_mask(cast(Any, network).unroll(obs, state, episode_starts), obs)
     num_envs, num_steps = episode_starts.shape
     beginning = network.initial_state(num_envs)
@@ -34,16 +34,6 @@ def unroll(network: MemoryNetwork, obs: Observation, state: State, episode_start
         state = cast(State, after)
         outputs.append(output)
     return _stack(outputs)
-
-
-def _has_own_unroll(kind: type) -> bool:
-    """Whether a network's ``unroll`` does what its steps do: not where a subclass changed only those."""
-    for base in kind.__mro__:
-        if "unroll" in vars(base):
-            return True
-        if "forward" in vars(base) or "initial_state" in vars(base):
-            return False
-    return False
 
 
 def _where(rows: Tensor, new: Any, old: Any) -> Any:

@@ -132,6 +132,31 @@ def run_network(network: Any, obs: Observation, state: State | None = None) -> t
     return apply_action_mask(output, obs), state
 
 
+def run_policy(network: Any, obs: Observation) -> Any:
+    """The output for ``B`` observations without its value (NaN), of a network that :func:`has_own_critic`."""
+    return apply_action_mask(network.policy(obs), obs)
+
+
+def has_own_critic(network: Any) -> bool:
+    """Whether a network's policy and critic share nothing, so that one of them can be run alone.
+
+    It says so by ``critic_parameters``, has no memory, and runs them by ``policy(obs)`` and ``values(obs)``.
+    """
+    find = getattr(network, "critic_parameters", None)
+    has_halves = all(belongs_to_forward(type(network), name) for name in ("policy", "values"))
+    return has_halves and find is not None and find() is not None and not has_memory(network)
+
+
+def belongs_to_forward(kind: type, method: str) -> bool:
+    """Whether what a class does in ``method`` is what its ``forward`` does: not where a subclass changed only that."""
+    for base in kind.__mro__:
+        if method in vars(base):
+            return True
+        if not {"forward", "evaluate", "initial_state"}.isdisjoint(vars(base)):
+            return False
+    return False
+
+
 def apply_action_mask(output: Any, obs: Any) -> Any:
     """A network's output for observations, with the logits of illegal actions put so low that none is ever taken.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Optional, Union, cast
@@ -16,7 +17,7 @@ from ppo_lightning.core.checkpoint import network_from_checkpoint, read_checkpoi
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.functional.distributions import Distribution
 from ppo_lightning.models.actor_critic import RawObservation, as_observation
-from ppo_lightning.models.outputs import has_memory, initial_state, run_network, to_env
+from ppo_lightning.models.outputs import has_memory, has_own_critic, initial_state, run_network, run_policy, to_env
 from ppo_lightning.policies.base import Policy
 
 
@@ -82,13 +83,18 @@ class PPOPolicy(Policy):
         """
         check_range("temperature", temperature, 0)
         tensors = obs if isinstance(obs, (Tensor, TensorDictBase)) else as_observation(obs, self.device)
-        output = self._run(tensors)
+        is_alone = self._has_own_critic and not return_model_output
+        output = run_policy(self.model, tensors) if is_alone else self._run(tensors)
         actions = to_env(self.model, _choose(output.distribution, temperature, noise))
         return (actions, output) if return_model_output else actions
 
     @property
     def has_memory(self) -> bool:
         return has_memory(self.model)
+
+    @functools.cached_property
+    def _has_own_critic(self) -> bool:
+        return has_own_critic(self.model)
 
     def _run(self, obs: Any) -> Any:
         if self.memory is None or len(self.memory) != len(obs):

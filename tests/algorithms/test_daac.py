@@ -217,7 +217,7 @@ class AdvantageColumn(DAACModel):
 @pytest.mark.parametrize(
     ("network", "words"),
     [
-        (ActorCritic, r"=ActorCritic is no network for DAAC \(it has no policy and no values and no advantages\)"),
+        (ActorCritic, r"=ActorCritic is no network for DAAC \(it has no advantages\)"),
         (SmallGRU, r"=SmallGRU is no network for DAAC"),
         (Column, r": values of Column gives a shape of \(2, 1\) for 2 observations: it must give \(2,\)"),
         (AdvantageColumn, r": advantages of AdvantageColumn gives a shape of \(2, 1\)"),

@@ -158,14 +158,19 @@ def test_equal_returns_do_not_blow_up():
     assert layer.weight.isfinite().all()
 
 
-def test_an_agent_acts_and_bootstraps_in_the_units_of_rewards():
-    ppo, data = make_ppo(normalize_returns=True), make_data()
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_agent_acts_and_bootstraps_in_the_units_of_rewards(shared):
+    ppo = make_ppo(normalize_returns=True, network=functools.partial(ActorCritic, shared=shared))
+    data = make_data()
     ppo.build_network(data.observation_space, data.action_space)
     ppo.return_normalizer.mean.fill_(100.0)
     ppo.return_normalizer.var.fill_(25.0)
     obs, noise = torch.randn(6, 4), torch.zeros(6, 2)
     expected = 100 + 5 * ppo.network(obs).value
-    torch.testing.assert_close(ppo.act(obs, noise, None).values, expected)
+    values = ppo.act(obs, noise, None).values
+    assert (values is None) == (not shared)  # a critic of its own is asked for all steps of a rollout together
+    if shared:
+        torch.testing.assert_close(values, expected)
     torch.testing.assert_close(ppo.value_of(obs, None), expected)
 
 

@@ -64,6 +64,15 @@ class ScriptedAgent:
         )
 
 
+class LateCriticAgent(ScriptedAgent):
+    """Values all steps of a rollout after it."""
+
+    def act(self, obs, noise, state):
+        output = super().act(obs, noise, state)
+        output.values = None
+        return output
+
+
 class MemoryAgent(ScriptedAgent):
     """Remembers how many steps of its episode it has seen, from 7 on; each adds 1000 to the value."""
 

@@ -13,7 +13,7 @@ from ppo_lightning.core.rollout import MemoryRollout
 from ppo_lightning.data.collect import Collector
 from ppo_lightning.envs.base import StepResult, VectorEnv
 from ppo_lightning.functional import generalized_advantage_estimation
-from tests.data.agents import MemoryAgent, ScriptedAgent
+from tests.data.agents import LateCriticAgent, MemoryAgent, ScriptedAgent
 from tests.faults import make_faulty
 from tests.toy import make_toy, play_plain_toy
 
@@ -33,6 +33,17 @@ def collect(seeds, num_steps, mode=SAME, agent=None, **kwargs):
 
 def column(rollout, name, env):
     return getattr(rollout, name)[:, env].tolist()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("num_steps", [1, 6, 700])  # 1,400 values are computed in two parts
+def test_values_may_come_after_the_rollout(mode, num_steps):
+    at_once, late = (Collector(make_toy([0, 1], mode), num_steps) for _ in range(2))
+    for number in range(2):
+        first = at_once.collect(ScriptedAgent(), generators(2, seed=number))
+        second = late.collect(LateCriticAgent(), generators(2, seed=number))
+        for name in ("obs", "actions", "log_probs", "values", "next_values", "rewards", "truncated", "valid"):
+            torch.testing.assert_close(getattr(second, name), getattr(first, name), rtol=0, atol=0)
 
 
 def test_every_transition_of_a_same_step_rollout_is_what_was_played():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,6 +27,8 @@ class MemoryCore(nn.Module):
         input_dim: features in.
         hidden_dim: features out, and the width of each layer (``H``).
         num_layers: layers on top of each other (``L``).
+        span: steps over which a new core remembers: each of its units for a time of its own, up to so many steps (the
+            "chrono initialisation" of Tallec and Ollivier, arXiv 1804.11188, section 2). By default some three.
 
     Raises:
         ConfigurationError: a number outside its range.
@@ -36,17 +38,29 @@ class MemoryCore(nn.Module):
     VECTORS: int
     """That each layer carries from step to step (``S``)."""
 
-    def __init__(self, input_dim: int, hidden_dim: int = 128, num_layers: int = 1) -> None:
+    def __init__(self, input_dim: int, hidden_dim: int = 128, num_layers: int = 1, span: int | None = None) -> None:
         super().__init__()
         check_range(f"{_FLAG}.hidden_dim", hidden_dim, 1)
         check_range(f"{_FLAG}.num_layers", num_layers, 1)
+        if span is not None:
+            check_range(f"{_FLAG}.span", span, 3)
         self.layers = self.LAYERS(input_dim, hidden_dim, num_layers)
         for name, parameter in self.layers.named_parameters():
             nn.init.zeros_(parameter) if "bias" in name else nn.init.orthogonal_(parameter)
             if name.startswith("bias_ih"):
-                nn.init.ones_(parameter.data[hidden_dim : 2 * hidden_dim])  # the second gate of both kinds
+                self._open_gates(torch.split(parameter.data, hidden_dim), span)
         self.output_dim = hidden_dim
         self.state_shape = (self.VECTORS, num_layers, hidden_dim)
+
+    def _open_gates(self, gates: Sequence[Tensor], span: int | None) -> None:
+        """Fill the biases ``(H,)`` of one layer's gates so that it keeps what it holds."""
+        kept = gates[1]  # of both kinds
+        if span is None:
+            nn.init.ones_(kept)
+        else:
+            kept.copy_(torch.empty_like(kept).uniform_(1, span - 1).log())
+            if self.LAYERS is nn.LSTM:
+                gates[0].copy_(-kept)  # what it takes in; a GRU takes in what it does not keep
 
     def initial_state(self, num_envs: int) -> Tensor:
         """The memory at an episode's start: zeros ``(N, S, L, H)``."""

@@ -118,20 +118,26 @@ def test_orthogonal_weights_and_no_biases_but_of_the_gate_that_keeps(core):
             torch.testing.assert_close(tall.T @ tall, torch.eye(tall.shape[1]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("span", "least", "most"), [(None, 0.7, 0.75), (3, 0.5, 0.67), (100, 0.9, 1.0)])
 @pytest.mark.parametrize("core", CORES)
-def test_a_new_core_keeps_more_than_half_of_its_memory(core):
-    core = core(3, 64)
+def test_a_new_core_keeps_its_memory_for_about_its_span(core, span, least, most):
+    core = core(3, 64, span=span)
     with torch.no_grad():
         for name, parameter in core.layers.named_parameters():
             if "weight" in name:
                 parameter.zero_()  # nothing comes in, so that what is left was kept
         _, after = core.step(torch.zeros(1, 3), torch.ones(1, *core.state_shape))
-    assert after[0, -1].min() > 0.7  # an LSTM's cell, a GRU's only vector
+    kept = after[0, -1].flatten()  # an LSTM's cell, a GRU's only vector
+    assert least < kept.median() < most
+    # of a unit that remembers for k steps (k - 1) / k
+    assert span is None or (kept.min() > 0.49 and kept.max() < 1 - 1 / span)
 
 
-@pytest.mark.parametrize(("flag", "value"), [("hidden_dim", 0), ("hidden_dim", -1), ("num_layers", 0)])
+@pytest.mark.parametrize(("flag", "value"), [("hidden_dim", 0), ("hidden_dim", -1), ("num_layers", 0), ("span", 2)])
 def test_sizes_that_mean_nothing_are_refused(flag, value):
-    with pytest.raises(ConfigurationError, match=rf"^--model\.network\.core\.{flag} must be at least 1, not {value}"):
+    with pytest.raises(
+        ConfigurationError, match=rf"^--model\.network\.core\.{flag} must be at least [13], not {value}"
+    ):
         LSTMCore(3, **{flag: value})
 
 

@@ -59,6 +59,15 @@ class OptimizedModule(ActingModule):
         flags = self.optimization.critic_flags
         return critic_parameters_of(self._net, flags[0]) if flags else []
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Forget the gradients; as the optimiser does it, without the record for the profiler."""
+        if type(optimizer).zero_grad is not Optimizer.zero_grad:
+            optimizer.zero_grad()
+            return
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,

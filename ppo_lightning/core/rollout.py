@@ -50,6 +50,13 @@ def cat_rows(parts: Sequence[Any]) -> Any:
     return TensorDict.cat(list(parts), dim=0) if isinstance(parts[0], TensorDictBase) else torch.cat(list(parts))
 
 
+def where_rows(is_chosen: Tensor, chosen: Any, other: Any) -> Any:
+    """Observations or memories, the rows of ``chosen`` where ``(N,)`` is true, and of ``other`` elsewhere."""
+    if isinstance(chosen, TensorDictBase):
+        return chosen.where(is_chosen, other)
+    return torch.where(is_chosen.reshape(-1, *[1] * (chosen.dim() - 1)), chosen, other)
+
+
 class Rollout(TensorClass["shadow"]):
     """``T`` steps of ``N`` environments, batch size ``(T, N)``.
 

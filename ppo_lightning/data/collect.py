@@ -23,6 +23,7 @@ from ppo_lightning.core.rollout import (
     stack_steps,
     state_from_plain,
     state_to_plain,
+    where_rows,
 )
 from ppo_lightning.data.episodes import EpisodeStatistics
 from ppo_lightning.data.finite import check_finite_observation
@@ -282,7 +283,4 @@ def _clear_state(state: State | None, beginning: State | None, episode_starts: A
     """The memory for the next step: back to its ``beginning`` in the rows where an episode starts."""
     if state is None or beginning is None or not episode_starts.any():
         return state
-    rows = torch.from_numpy(np.flatnonzero(episode_starts)).to(beginning.device)
-    cleared = state.clone()
-    cleared[rows] = cast(Any, beginning[rows])
-    return cleared
+    return where_rows(torch.from_numpy(episode_starts).to(beginning.device), beginning, state)

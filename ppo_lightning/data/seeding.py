@@ -20,7 +20,10 @@ def seed_global_generators(seed: int) -> None:
     """Seed Python's, NumPy's and PyTorch's own generators, on all devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # at every rollout it would note down for CUDA, which is not there, where it was called
+        torch.default_generator.manual_seed(seed)
 
 
 @dataclass(frozen=True)

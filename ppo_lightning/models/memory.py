@@ -6,10 +6,9 @@ import dataclasses
 from typing import Any, cast
 
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 
-from ppo_lightning.core.rollout import Observation, State
+from ppo_lightning.core.rollout import Observation, State, where_rows
 from ppo_lightning.models.outputs import MemoryNetwork, apply_action_mask, belongs_to_forward, run_network
 
 
@@ -29,17 +28,11 @@ def unroll(network: MemoryNetwork, obs: Observation, state: State, episode_start
     beginning = network.initial_state(num_envs)
     outputs = []
     for step in range(num_steps):
-        state = _where(episode_starts[:, step], beginning, state)
+        state = where_rows(episode_starts[:, step], beginning, state)
         output, after = run_network(network, obs[:, step], state)
         state = cast(State, after)
         outputs.append(output)
     return _stack(outputs)
-
-
-def _where(rows: Tensor, new: Any, old: Any) -> Any:
-    if isinstance(new, TensorDictBase):
-        return new.where(rows, old)
-    return torch.where(rows.reshape(-1, *[1] * (new.dim() - 1)), new, old)
 
 
 def _stack(outputs: list[Any]) -> Any:

@@ -119,7 +119,7 @@ JOBS = {
         precision="bf16-mixed",
         threads=2,
         sb3=(
-            {"env_id": "ALE/Breakout-v5", "atari": True},
+            {"env_id": "BreakoutNoFrameskip-v4", "atari": True},
             {"policy": "CnnPolicy", "clip_range": 0.1, "ent_coef": 0.01},
         ),
     ),

@@ -163,6 +163,10 @@ def stable_baselines3(job: Job) -> dict[str, Any]:
     begins: list[float] = []
     of_env, of_agent = dict(job.sb3[0]), dict(job.sb3[1])
     if of_env.pop("atari", False):
+        import ale_py
+        import gymnasium
+
+        gymnasium.register_envs(ale_py)
         env: Any = VecFrameStack(make_atari_env(n_envs=job.num_envs, seed=1, **of_env), n_stack=4)
     else:
         env = make_vec_env(n_envs=job.num_envs, seed=1, **of_env)

@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -79,6 +80,8 @@ def of_cleanrl(job: Job, folder: Path, python: str) -> dict[str, Any]:
             [python, str(folder.resolve() / script), *arguments, *flags, "--no-cuda"], job.threads, scratch
         )
     speeds = [int(number) for number in re.findall(r"^SPS: (\d+)", printed, flags=re.MULTILINE)]
+    if len(speeds) != 1 + job.iterations:
+        sys.exit(f"{script} printed {len(speeds)} lines of SPS in {1 + job.iterations} iterations.")
     seconds = [number * job.batch_size / speed for number, speed in enumerate(speeds, 1)]
     return {"sps": job.iterations * job.batch_size / (seconds[-1] - seconds[0]), "memory": memory}
 
@@ -170,10 +173,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error(f"--rounds={args.rounds} must be at least 1.")
-    if args.cleanrl is not None and not (args.cleanrl / "ppo.py").exists():
-        parser.error(f"--cleanrl={args.cleanrl} has no ppo.py: give the folder of CleanRL's scripts.")
-    if args.write and BEGIN not in RESULTS.read_text():
-        parser.error(f"{RESULTS.name} has no place for the tables, a line {BEGIN}.")
+    for script in sorted({job.cleanrl[0] for job in map(JOBS.get, args.jobs) if job and job.cleanrl}):
+        if args.cleanrl is not None and not (args.cleanrl / script).exists():
+            parser.error(f"--cleanrl={args.cleanrl} has no {script}: give the folder of CleanRL's scripts.")
+    if shutil.which(args.cleanrl_python) is None:
+        parser.error(f"--cleanrl_python={args.cleanrl_python} is no program: give the path of a Python.")
+    if args.write and not re.search(f"{BEGIN}.*{END}", RESULTS.read_text(), flags=re.DOTALL):
+        parser.error(f"{RESULTS.name} has no place for the tables, between a line {BEGIN} and a line {END}.")
     words = f"--jobs {' '.join(args.jobs)} --rounds {args.rounds}" + (" --cleanrl …" if args.cleanrl else "")
     parts = [f"`python benchmarks/bench.py {words}`; {machine()}."]
     for name in args.jobs:

@@ -149,7 +149,7 @@ class EpisodeParts:
     def __init__(self, episode_starts: Tensor) -> None:
         self.shape = num_envs, num_steps = episode_starts.shape
         device, num_rows = episode_starts.device, num_envs * num_steps
-        is_new = episode_starts.cpu().numpy()  # many small arrays: numpy takes half the time
+        is_new = episode_starts.cpu().numpy()  # many small arrays: numpy takes a third of the time
         begins = is_new.copy()
         begins[:, 0] = True
         first = np.flatnonzero(begins)

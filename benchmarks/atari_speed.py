@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from training import bare_trainer
+from training import Iterations, bare_trainer
 
 from ppo_lightning.envs import AtariEnv, EnvFactory, EnvpoolEnv
 
@@ -44,24 +44,20 @@ def simulate(factory: EnvFactory, num_envs: int, steps: int) -> float:
 
 def train(factory: EnvFactory, num_envs: int, steps: int, precision: str) -> float:
     """Steps/s of whole training, from the second iteration on."""
-    from lightning.pytorch import Callback, Trainer, seed_everything
+    from lightning.pytorch import seed_everything
 
     from ppo_lightning import PPO, ActorCritic, NatureCNN, RolloutDataModule
 
-    class Clock(Callback):
-        def on_train_epoch_end(self, trainer: Trainer, pl_module: PPO) -> None:
-            times.append(time.perf_counter())
-
-    times: list[float] = []
+    clock = Iterations()
     seed_everything(1, verbose=False)
     iterations = 1 + max(1, -(-steps // (num_envs * _NUM_STEPS)))
     data = RolloutDataModule(
         factory, num_envs=num_envs, num_steps=_NUM_STEPS, num_minibatches=4, update_epochs=4, total_timesteps=None
     )
     network = functools.partial(ActorCritic, encoder=NatureCNN, shared=True)
-    trainer = bare_trainer(max_epochs=iterations, precision=precision, callbacks=[Clock()])
+    trainer = bare_trainer(max_epochs=iterations, precision=precision, callbacks=[clock])
     trainer.fit(PPO(network=network, learning_rate=2.5e-4, gamma=0.99, clip_coef=0.1), data)
-    return (iterations - 1) * num_envs * _NUM_STEPS / (times[-1] - times[0])
+    return (iterations - 1) * num_envs * _NUM_STEPS / (clock.ends[-1] - clock.ends[0])
 
 
 def measure(name: str, once: Callable[[EnvFactory, int], float], game: str, sizes: list[int], rounds: int) -> None:

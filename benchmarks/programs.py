@@ -16,26 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from jobs import JOBS, MAX_GRAD_NORM, Job
-from lightning.pytorch import Callback
 from stages import STAGES, Stages, watch
 from torch import Tensor, nn
-from training import bare_trainer
+from training import Iterations, bare_trainer
 
 CPU = torch.device("cpu")
 
 
-class _Iterations(Callback):
-    """When each iteration ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_train_epoch_end(self, *_: Any) -> None:
-        """Look at the clock."""
-        self.ends.append(time.perf_counter())
-
-
-class _Watched(_Iterations):
+class _Watched(Iterations):
     """Where the time between them went."""
 
     def __init__(self) -> None:
@@ -58,7 +46,7 @@ class _Watched(_Iterations):
         self.stages.leave()
 
 
-def ours(job: Job, clock: _Iterations | None = None) -> dict[str, Any]:
+def ours(job: Job, clock: Iterations | None = None) -> dict[str, Any]:
     """A run of this package without logger, checkpoints and evaluation."""
     from lightning.pytorch import seed_everything
 
@@ -66,7 +54,7 @@ def ours(job: Job, clock: _Iterations | None = None) -> dict[str, Any]:
 
     keep_freed_memory()  # as the command line does
     seed_everything(1, verbose=False)
-    clock = clock or _Iterations()
+    clock = clock or Iterations()
     data = RolloutDataModule(
         job.env(),
         num_envs=job.num_envs,

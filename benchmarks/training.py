@@ -24,6 +24,17 @@ def bare_trainer(**settings: Any) -> Trainer:
     )
 
 
+class Iterations(Callback):
+    """When each iteration ended, in seconds."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        """Look at the clock."""
+        self.ends.append(time.perf_counter())
+
+
 class ProcessorTime(Callback):
     """The processor time of training alone, without what is done once before it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, Optional, Union
 
@@ -22,7 +23,7 @@ from ppo_lightning.core.rollout import Observation
 from ppo_lightning.functional import advantage_loss, value_loss
 from ppo_lightning.functional.distributions import at_least_float32
 from ppo_lightning.models.daac import DAACModel
-from ppo_lightning.models.outputs import apply_action_mask
+from ppo_lightning.models.outputs import run_policy
 
 
 class DAAC(ClippedModule):
@@ -163,10 +164,6 @@ class DAAC(ClippedModule):
         starts = torch.ones(len(obs), 1, dtype=torch.bool, device=self.device)
         return (obs,) if state is None else (obs.unsqueeze(1), state, starts)
 
-    def _policy(self, obs: Observation, *memory: Tensor) -> Any:
-        """The policy network's output, with the actions that observations allow."""
-        return apply_action_mask(self._net.policy(obs, *memory), obs)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one minibatch, of the network whose phase it belongs to."""
         if self.phase_of(batch_idx) == "value":
@@ -175,7 +172,7 @@ class DAAC(ClippedModule):
             values = at_least_float32(values)
             loss = value_loss(values, rows.returns, rows.values, clip_coef)
             return self.finish_minibatch(loss, {}, batch_idx, name="value_loss")
-        output, rows = self.evaluate_by(self._policy, batch)
+        output, rows = self.evaluate_by(functools.partial(run_policy, self._net), batch)
         advantages = self.minibatch_advantages(rows, batch_idx)
         loss, ratio, parts = self.objective.loss(output.distribution, rows, advantages)
         parts["advantage_loss"] = advantage_loss(self._net.advantages(output.hidden, rows.actions), advantages)

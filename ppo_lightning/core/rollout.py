@@ -105,9 +105,10 @@ class Rollout(TensorClass["shadow"]):
 
 
 class RolloutWriter:
-    """Writes a rollout step by step; what is the same in all steps is looked up once."""
+    """Writes ``rollout`` step by step; what is the same in all steps is looked up once."""
 
     def __init__(self, rollout: Rollout) -> None:
+        self.rollout = rollout
         self._steps = {name: _steps_of(field) for name, field in rollout.items() if field is not None}
 
     def add(self, step: int, **fields: Any) -> None:

@@ -53,7 +53,6 @@ class Collector:
         self._starts = np.ones(env.num_envs, dtype=bool)
         self._state: State | None = None
         self._beginning: State | None = None
-        self._rollout: Rollout | None = None
         self._writer: RolloutWriter | None = None
         self._lacks_values = False
         self._host = _HostColumns(num_steps, env.num_envs)
@@ -127,8 +126,8 @@ class Collector:
             noise = agent.draw_noise(self.num_steps, generators)
             for step in range(self.num_steps):
                 self._play(agent, step, noise[step], truncations)
-            rollout = self._rollout
-            assert rollout is not None
+            assert self._writer is not None
+            rollout = self._writer.rollout
             self._host.write(rollout)
             self._bootstrap(agent, rollout, truncations)
         return rollout
@@ -138,8 +137,8 @@ class Collector:
         obs = as_observation(self._obs, agent.device)
         output = agent.act(obs, noise, self._state)
         if self._writer is None:
-            self._rollout = self._allocate(agent, obs, output)
-            self._writer = RolloutWriter(self._rollout)
+            self._writer = RolloutWriter(self._allocate(agent, obs, output))
+            self._lacks_values = output.values is None
         write = self._writer.add
         write(step, obs=obs, actions=output.actions, log_probs=output.log_probs)
         if output.values is not None:
@@ -168,7 +167,6 @@ class Collector:
             kind, kept["states"] = MemoryRollout, self._state
         storage = {name: stack_steps(self.num_steps, part) for name, part in kept.items()}
         values = output.log_probs if output.values is None else output.values
-        self._lacks_values = output.values is None
         return kind.allocate(self.num_steps, obs, output.actions, values, **storage)
 
     def _check_finite(self, result: StepResult, step: int) -> None:

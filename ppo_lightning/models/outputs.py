@@ -132,9 +132,12 @@ def run_network(network: Any, obs: Observation, state: State | None = None) -> t
     return apply_action_mask(output, obs), state
 
 
-def run_policy(network: Any, obs: Observation) -> Any:
-    """The output for ``B`` observations without its value (NaN), of a network that :func:`has_own_critic`."""
-    return apply_action_mask(network.policy(obs), obs)
+def run_policy(network: Any, obs: Observation, *memory: Any) -> Any:
+    """The output for ``B`` observations without its value (NaN), of a network that can run its policy alone.
+
+    That of whole sequences, where its ``policy`` takes them: with the memory before them and where episodes start.
+    """
+    return apply_action_mask(network.policy(obs, *memory), obs)
 
 
 def has_own_critic(network: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Optional, Union, cast
+from typing import Any, Optional, Union
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ppo_lightning.core.checkpoint import network_from_checkpoint, read_checkpoint, spaces_of
 from ppo_lightning.core.errors import ConfigurationError, check_range
+from ppo_lightning.core.rollout import where_rows
 from ppo_lightning.functional.distributions import Distribution
 from ppo_lightning.models.actor_critic import RawObservation, as_observation
 from ppo_lightning.models.outputs import has_memory, has_own_critic, initial_state, run_network, run_policy, to_env
@@ -107,9 +108,8 @@ class PPOPolicy(Policy):
         if self.memory is not None and len(self.memory) != len(done):
             self.memory = None  # another number of rows: all begin anew
         if self.memory is not None and done.any():
-            rows = torch.from_numpy(np.flatnonzero(done)).to(self.device)
-            self.memory = self.memory.clone()
-            self.memory[rows] = cast(Any, initial_state(self.model, len(rows)))
+            rows = torch.from_numpy(done).to(self.device)
+            self.memory = where_rows(rows, initial_state(self.model, len(done)), self.memory)
 
     def keep(self, rows: np.ndarray[Any, Any]) -> None:
         """Go on with only the rows where ``rows (B,)`` is true: the next ``act`` gets their observations."""

@@ -115,6 +115,13 @@ def root_of_run(config: Path) -> list[str]:
     return [f"--trainer.default_root_dir={logs.parent}"] if logs.name == NAME else []
 
 
+def precision_in(config: Path) -> Any:
+    """The precision of the run that a ``config.yaml`` is of; None where it names none."""
+    content = yaml.safe_load(config.read_text())
+    trainer = content.get("trainer") if isinstance(content, dict) else None
+    return trainer.get("precision") if isinstance(trainer, dict) else None
+
+
 def callbacks_beside(config: Path, args: Sequence[str]) -> list[str]:
     """The callbacks of a run's configuration without those that ``--trainer.callbacks+=…`` names: the same command,
     given again to continue the run, means the same callbacks and no second ones.

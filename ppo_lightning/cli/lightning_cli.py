@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ppo_lightning.algorithms import OnPolicyModule
@@ -28,12 +29,14 @@ from ppo_lightning.cli.arguments import (
     class_of_agent,
     config_of_run,
     name_env_class,
+    precision_in,
     root_of_run,
     run_folder,
     values,
     write_nulls_out,
 )
 from ppo_lightning.cli.flags import LINKED_SPACES, PARSER_TEXTS, add_flags
+from ppo_lightning.cli.precision import HALF, default_precision
 from ppo_lightning.cli.reporting_cli import ReportingCLI
 from ppo_lightning.cli.resume import resolve_checkpoint
 from ppo_lightning.cli.run_config import RunConfigCallback
@@ -178,6 +181,7 @@ class PPOLightningCLI(ReportingCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with this package's callbacks and, unless others are configured, its two loggers."""
         config = self.config_init[self.subcommand].trainer
+        self._choose_precision(config)
         given = config.callbacks or []
         callbacks: list[Any] = list(given) if isinstance(given, Sequence) else [given]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
@@ -206,6 +210,20 @@ class PPOLightningCLI(ReportingCLI):
                 "environments and locks have none of: use --trainer.strategy=ddp."
             )
         return trainer
+
+    def _choose_precision(self, config: Any) -> None:
+        """Of a new run that asks for none; config.yaml says which it was, and the run goes on with it elsewhere."""
+        network, own = self.model.network, self.config[self.subcommand]
+        if self.subcommand != "fit" or config.precision is not None or config.plugins or network is None:
+            return
+        if own.ckpt_path:
+            begun = config_of_run(run_folder(own.ckpt_path))
+            config.precision = None if begun is None else precision_in(begun)
+        else:
+            config.precision = default_precision(network, config.accelerator)
+            if config.precision == HALF:
+                rank_zero_info(f"The images run in bfloat16 (--trainer.precision={HALF}), which the hardware has.")
+        own.trainer.precision = config.precision
 
     def _best_checkpoints(self, callbacks: Sequence[Any]) -> list[BestCheckpoint]:
         """One a split, beside those that are configured."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -37,12 +37,18 @@ _CALLBACKS: dict[type, str] = {
 
 
 def warn_of_emulated_precision(trainer: Trainer) -> None:
-    """bfloat16 on a CPU that has none takes ten times as long as float32, not half as long."""
-    on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
-    if on_cpu and str(trainer.precision).startswith("bf16") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    """bfloat16 where the hardware has none takes up to ten times as long as float32, not half as long."""
+    if not str(trainer.precision).startswith("bf16"):
+        return
+    what, nearest = "", ""
+    if isinstance(trainer.accelerator, CPUAccelerator) and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        what, nearest = "CPU", "32-true"
+    elif isinstance(trainer.accelerator, CUDAAccelerator) and not torch.cuda.is_bf16_supported(False):
+        what, nearest = "GPU", "16-mixed"
+    if what:
         rank_zero_warn(
-            f"--trainer.precision={trainer.precision}: this CPU has no bfloat16, and emulates it slowly: "
-            "--trainer.precision=32-true is faster here."
+            f"--trainer.precision={trainer.precision}: this {what} has no bfloat16, and emulates it slowly: "
+            f"--trainer.precision={nearest} is faster here."
         )
 
 

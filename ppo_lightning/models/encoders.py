@@ -175,6 +175,9 @@ class ImageEncoder(Encoder):
     Channels are the smallest of the first and last dimension, so both ``(H, W, C)`` and ``(C, H, W)`` work.
     """
 
+    IS_FASTER_IN_HALF = True
+    """Whether runs take bfloat16 for it where nothing else is asked for and the hardware has it."""
+
     def __init__(self, observation_space: spaces.Space[Any], in_keys: Sequence[str] | None = None) -> None:
         if in_keys is None and isinstance(observation_space, spaces.Dict):
             in_keys = [key for key, part in observation_space.items() if is_image(part)]
@@ -313,6 +316,8 @@ class GridCNN(ImageEncoder):
             things): by 255, as pixels are, they would all but vanish. 1 for one-hot categories.
         in_keys: the key of the grid, where a Dict observation has several of three dimensions.
     """
+
+    IS_FASTER_IN_HALF = False
 
     def __init__(
         self,

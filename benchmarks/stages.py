@@ -77,6 +77,7 @@ def watch(stages: Stages, trainer: Any, agent: Any, collector: Any) -> None:
     stages.wrap(agent, "training_step", "losses")
     stages.wrap(ClippedModule, "evaluate", "forward")
     stages.wrap(trainer.strategy, "backward", "backward")
+    stages.wrap(agent, "add_gradients", "backward")
     stages.wrap(agent, "configure_gradient_clipping", "clipping")
     stages.wrap(agent, "finish_iteration", "logging")
     for callback in trainer.callbacks:

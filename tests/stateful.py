@@ -549,6 +549,15 @@ _COORDINATOR = [
 AGENTS = {
     # name: (the class that it is, flags of a run in float64 that exercises it)
     "PPO": ("PPO", ["--model.norm_adv=true", "--model.log_action_id=1"]),
+    "PPO in chunks": (
+        "PPO",
+        [
+            "--data.env=tests.ranks.tasks.NextStep",
+            "--model.chunk_size=5",
+            "--model.norm_adv=true",
+            "--model.network.shared=true",
+        ],
+    ),
     "PPO of unequal ranks, stopped by KL": (
         "PPO",
         [
@@ -668,6 +677,7 @@ AGENTS = {
             "--model.predictor_fraction=0.5",
             "--model.init_obs_steps=42",
             "--model.target_kl=1e-3",
+            "--model.chunk_size=4",
         ],
     ),
     "RND with memory": (
@@ -706,6 +716,7 @@ AGENTS = {
             "--data.update_epochs=null",
             "--model.policy_epochs=2",
             "--model.value_epochs=3",
+            "--model.chunk_size=4",
             "--model.critic_learning_rate=0.03",
             "--model.final_learning_rate=1e-3",
             "--model.lr_decay_steps=300",

@@ -19,6 +19,7 @@ from ppo_lightning.algorithms.optimization import Optimization
 from ppo_lightning.algorithms.optimized import OptimizedModule
 from ppo_lightning.algorithms.ranks import (
     SpreadMinibatches,
+    advantage_moments,
     allow_unused_parameters,
     check_not_empty,
     fix_order_of_sums,
@@ -77,6 +78,7 @@ class OnPolicyModule(OptimizedModule):
         """What the last iteration logged."""
         self._statistics = UpdateStatistics()
         self._spread: SpreadMinibatches | None = None
+        self._moments: Tensor | None = None
         self._phases: Sequence[str] = []
         self._update_stopped = False
         self._clock = TrainingClock()
@@ -174,9 +176,15 @@ class OnPolicyModule(OptimizedModule):
         """What this rank's means of a minibatch count, so that the mean over ranks is that over all transitions."""
         return 1.0 if self._spread is None else self._spread.weights[batch_idx]
 
+    def look_at_minibatch(self, batch: Batch) -> None:
+        """Take down what is to be known of a whole minibatch before its chunks."""
+        if self._spread is None:  # which knows it of all minibatches
+            self._moments = advantage_moments(batch)
+
     def _normalize(self, advantages: Tensor, batch_idx: int) -> Tensor:
-        """The minibatch's advantages by its mean and std over all ranks."""
-        return normalize_advantages(advantages, None if self._spread is None else self._spread.advantages[batch_idx])
+        """A minibatch's advantages, or a chunk's, by the mean and std of the minibatch over all ranks."""
+        moments = self._moments if self._spread is None else self._spread.advantages[batch_idx]
+        return normalize_advantages(advantages, moments)
 
     def gather(self, x: Tensor) -> Tensor:
         """``x`` of every rank, ``(W, *x.shape)``; all must call this in the same order."""

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ppo_lightning.algorithms.base import OnPolicyModule
 from ppo_lightning.algorithms.batches import batch_of, rows_of_sequences
+from ppo_lightning.algorithms.chunks import check_chunks, chunks_of, mean_of
 from ppo_lightning.algorithms.guards import ActorPause
 from ppo_lightning.algorithms.normalization import AdvantageNormalizer, ObservationStatistics, RewardNormalizer
-from ppo_lightning.algorithms.objective import ClippedObjective
+from ppo_lightning.algorithms.objective import ClippedObjective, MinibatchLoss
 from ppo_lightning.algorithms.optimization import Optimization
 from ppo_lightning.algorithms.targets import ValueTargets
 from ppo_lightning.core.agent import Batch, RolloutEnd
@@ -26,7 +27,7 @@ from ppo_lightning.models.outputs import ModelOutput, run_network
 
 
 class ClippedModule(OnPolicyModule):
-    """Base of PPO and its family. A subclass adds its critics, and what else it learns, in ``training_step``.
+    """Base of PPO and its family. A subclass adds its critics, and what else it learns, in ``minibatch_loss``.
 
     Args:
         network: builds the network from the observation and action space; in Python a built module also works.
@@ -72,6 +73,7 @@ class ClippedModule(OnPolicyModule):
             check_range("--model.log_action_id", self.log_action_id, 0, int(action_space.n) - 1)
         super().build_network(observation_space, action_space)
         self._observation_statistics.check(self._net, observation_space)
+        check_chunks(self.optimization.chunk_size, self._net, self.whole_minibatch_flags)
 
     # -- a rollout
 
@@ -147,24 +149,60 @@ class ClippedModule(OnPolicyModule):
         return output
 
     def minibatch_advantages(self, rows: PPOBatch, batch_idx: int) -> Tensor:
-        """The advantages ``(B,)`` of a minibatch, normalised where that is done minibatch by minibatch."""
+        """The advantages ``(B,)`` of these rows, normalised where that is done minibatch by minibatch."""
         normalizer = self.advantage_normalizer
         is_due = normalizer is not None and normalizer.scope == "minibatch"
         return self._normalize(rows.advantages, batch_idx) if is_due else rows.advantages
 
-    def react(self, parts: dict[str, Tensor], batch_idx: int, is_learning: bool = True) -> bool:
-        """Stop, adapt or pause by what all ranks see of a minibatch; whether the actor waits in it.
+    def minibatch_loss(self, batch: Batch, batch_idx: int) -> MinibatchLoss:
+        """The loss of a minibatch or of a chunk of it, all of whose means are over its rows."""
+        raise NotImplementedError
 
-        ``is_learning`` is false where the actor does not learn anyway.
-        """
+    @property
+    def whole_minibatch_flags(self) -> dict[str, bool]:
+        """Flags for which ``minibatch_loss`` must see a whole minibatch at once, and whether they are set."""
+        return {"--model.max_clip_fraction": self.actor_pause is not None}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one minibatch; of one in chunks the last chunk's, the gradients of the others being there."""
+        chunks = chunks_of(batch, self.optimization.chunk_size)
+        if len(chunks) == 1:
+            return self._finish_minibatch(self.minibatch_loss(batch, batch_idx), batch_idx)
+        self.look_at_minibatch(batch)
+        begins_step = batch_idx % self.trainer.accumulate_grad_batches == 0
+        losses: list[tuple[MinibatchLoss, float]] = []
+        for chunk, share in chunks:
+            found = self.minibatch_loss(chunk, batch_idx)
+            losses.append((found, share))
+            loss = found.total * (share * self._weight(batch_idx))
+            if len(losses) < len(chunks):
+                self.add_gradients(loss, begins_step and len(losses) == 1)
+        self._moments = None
+        self._finish_minibatch(mean_of(losses), batch_idx)
+        return loss
+
+    def _finish_minibatch(self, found: MinibatchLoss, batch_idx: int) -> Tensor:
+        """Take a minibatch's numbers down, react to them, and give its loss the weight that it has among ranks."""
+        waits = "approx_kl" in found.parts and self.react(found, batch_idx)
+        loss = found.rest if waits else found.total
+        metrics = {f"train/{name}": value for name, value in {found.name: loss, **found.parts}.items()}
+        if self.actor_pause is not None:
+            metrics["train/actor_paused"] = torch.full_like(loss, float(waits))
+        weight = self._weight(batch_idx)
+        self._statistics.add_minibatch(found.ratio, metrics, weight)
+        return loss if weight == 1 else loss * weight
+
+    def react(self, found: MinibatchLoss, batch_idx: int) -> bool:
+        """Stop, adapt or pause by what all ranks see of a minibatch; whether the actor waits in it."""
         target_kl, adaptive_lr, pause = self.objective.target_kl, self.optimization.adaptive_lr, self.actor_pause
         if target_kl is None and adaptive_lr is None and pause is None:
             return False
-        seen = torch.stack([parts["approx_kl"], parts["clip_fraction"]])
+        seen = torch.stack([found.parts["approx_kl"], found.parts["clip_fraction"]])
         kl, clipped = self.average(batch_idx, seen).tolist()
         is_first_of_step = batch_idx % self.trainer.accumulate_grad_batches == 0
         # else the divergence tells nothing of the learning rate
-        actor_learned = is_learning and not ((pause is not None and pause.is_on) or self._is_first_of_phase(batch_idx))
+        is_paused = pause is not None and pause.is_on
+        actor_learned = found.actor is not None and not (is_paused or self._is_first_of_phase(batch_idx))
         if target_kl is not None and kl > target_kl:
             self.stop_update()
         if adaptive_lr is not None and is_first_of_step and actor_learned:
@@ -177,15 +215,6 @@ class ClippedModule(OnPolicyModule):
     def average(self, batch_idx: int, means: Tensor) -> Tensor:
         """Means over a minibatch of this rank to those of all ranks together."""
         return mean_over_ranks(self.trainer, means.detach() * self._weight(batch_idx))
-
-    def finish_minibatch(
-        self, loss: Tensor, parts: dict[str, Tensor], batch_idx: int, ratio: Tensor | None = None, name: str = "loss"
-    ) -> Tensor:
-        """Take down a minibatch's numbers, its loss as ``train/<name>``, and give the loss its weight among ranks."""
-        weight = self._weight(batch_idx)
-        metrics = {f"train/{part}": value for part, value in {name: loss, **parts}.items()}
-        self._statistics.add_minibatch(ratio, metrics, weight)
-        return loss if weight == 1 else loss * weight
 
     @property
     def metric_names(self) -> list[str]:

@@ -8,12 +8,11 @@ from typing import Any, Literal, Optional, Union
 
 import torch
 from gymnasium import spaces
-from torch import Tensor
 
 from ppo_lightning.algorithms.clipped import ClippedModule
 from ppo_lightning.algorithms.network import Head, check_heads
 from ppo_lightning.algorithms.normalization import advantage_normalizer, reward_normalizer
-from ppo_lightning.algorithms.objective import ClippedObjective
+from ppo_lightning.algorithms.objective import ClippedObjective, MinibatchLoss
 from ppo_lightning.algorithms.optimization import Optimization, OptimizerBuilder, SchedulerBuilder
 from ppo_lightning.algorithms.targets import ValueTargets
 from ppo_lightning.core.agent import Batch, Phase
@@ -68,6 +67,8 @@ class DAAC(ClippedModule):
         reward_clip: the largest magnitude of a normalised reward.
         log_action_id: log the fraction of this action as ``rollout/action_<id>_fraction``; null for none.
         log_param_hash: log ``debug/param_hash`` every iteration, and stop if ranks' parameters differ.
+        chunk_size: learn from large minibatches in chunks of at most so many transitions, whose gradients add up to the
+            same: less memory; null for whole minibatches.
 
     Raises:
         ConfigurationError: a number outside its range, or options that contradict each other.
@@ -103,6 +104,7 @@ class DAAC(ClippedModule):
         reward_clip: float = 10.0,
         log_action_id: Optional[int] = None,
         log_param_hash: bool = False,
+        chunk_size: Optional[int] = None,
     ) -> None:
         check_range("--model.policy_epochs", policy_epochs, 1)
         check_range("--model.value_epochs", value_epochs, 1)
@@ -118,6 +120,7 @@ class DAAC(ClippedModule):
                 lr_decay_steps,
                 lr_decay_power,
                 critic_learning_rate=critic_learning_rate,
+                chunk_size=chunk_size,
             ),
             ClippedObjective(clip_coef, ent_coef, final_clip_coef, final_ent_coef, target_kl),
             ValueTargets(returns, gamma, gae_lambda),
@@ -164,20 +167,18 @@ class DAAC(ClippedModule):
         starts = torch.ones(len(obs), 1, dtype=torch.bool, device=self.device)
         return (obs,) if state is None else (obs.unsqueeze(1), state, starts)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one minibatch, of the network whose phase it belongs to."""
+    def minibatch_loss(self, batch: Batch, batch_idx: int) -> MinibatchLoss:
+        """The loss of the network whose phase it is."""
         if self.phase_of(batch_idx) == "value":
             values, rows = self.evaluate_by(self._net.values, batch)
             clip_coef = self.objective.clip_coef.now if self.clip_vloss else None
             values = at_least_float32(values)
-            loss = value_loss(values, rows.returns, rows.values, clip_coef)
-            return self.finish_minibatch(loss, {}, batch_idx, name="value_loss")
+            return MinibatchLoss(value_loss(values, rows.returns, rows.values, clip_coef), {}, name="value_loss")
         output, rows = self.evaluate_by(functools.partial(run_policy, self._net), batch)
         advantages = self.minibatch_advantages(rows, batch_idx)
         loss, ratio, parts = self.objective.loss(output.distribution, rows, advantages)
         parts["advantage_loss"] = advantage_loss(self._net.advantages(output.hidden, rows.actions), advantages)
-        self.react(parts, batch_idx)
-        return self.finish_minibatch(loss + self.adv_coeff * parts["advantage_loss"], parts, batch_idx, ratio)
+        return MinibatchLoss(self.adv_coeff * parts["advantage_loss"], parts, loss, ratio)
 
     @property
     def metric_names(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,30 @@ from ppo_lightning.algorithms.schedules import LinearSchedule
 from ppo_lightning.core.errors import check_range
 from ppo_lightning.core.rollout import PPOBatch
 from ppo_lightning.functional import approx_kl_divergence, clip_fraction, ppo_clipped_policy_loss
+
+
+@dataclass
+class MinibatchLoss:
+    """The loss of some rows, each of its halves a scalar that is a mean over them.
+
+    Attributes:
+        rest: of all that learns beside the actor.
+        parts: what is logged, as ``train/<name>``: scalars that are means over the rows too.
+        actor: the actor's half, already weighted; None where it does not learn.
+        ratio: ``(B,)``, of the probabilities of the rows' actions to those of the rollout; None where none was asked.
+        name: what the sum of both halves is logged as.
+    """
+
+    rest: Tensor
+    parts: dict[str, Tensor]
+    actor: Tensor | None = None
+    ratio: Tensor | None = None
+    name: str = "loss"
+
+    @property
+    def total(self) -> Tensor:
+        """Both halves together."""
+        return self.rest if self.actor is None else self.actor + self.rest
 
 
 class ClippedObjective:

@@ -44,6 +44,7 @@ class Optimization:
         critic_gradient_clip_val: clips the gradients of the critic's own parameters by themselves.
         adaptive_lr: adapts the learning rates.
         guard: drops bad steps.
+        chunk_size: the most transitions of a minibatch that are learned from at once; None for all.
 
     Raises:
         ConfigurationError: a number outside its range, or two things that set the learning rate.
@@ -62,7 +63,10 @@ class Optimization:
         critic_gradient_clip_val: float | None = None,
         adaptive_lr: AdaptiveLearningRate | None = None,
         guard: GradientGuard | None = None,
+        chunk_size: int | None = None,
     ) -> None:
+        if chunk_size is not None:
+            check_range("--model.chunk_size", chunk_size, 1)
         numbers = {
             "--model.learning_rate": learning_rate,
             "--model.critic_learning_rate": critic_learning_rate,
@@ -90,6 +94,7 @@ class Optimization:
         self.critic_gradient_clip_val = critic_gradient_clip_val
         self.adaptive_lr = adaptive_lr
         self.guard = guard
+        self.chunk_size = chunk_size
         self.critic_flags = [flag for flag, value in numbers.items() if "critic" in flag and value is not None]
         """Those that are set and need a critic of its own."""
         looks = {"critic_gradient_clip_val": critic_gradient_clip_val, "gradient_guard": guard}

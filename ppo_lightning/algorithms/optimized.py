@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ppo_lightning.algorithms.acting import ActingModule
@@ -30,6 +31,7 @@ class OptimizedModule(ActingModule):
     def __init__(self, network: NetworkBuilder, optimization: Optimization) -> None:
         super().__init__(network)
         self.optimization = optimization
+        self._has_gradients = False
 
     def build_network(self, observation_space: Any, action_space: Any) -> None:
         """Build the network for these spaces and remember them in the checkpoint."""
@@ -59,8 +61,33 @@ class OptimizedModule(ActingModule):
         flags = self.optimization.critic_flags
         return critic_parameters_of(self._net, flags[0]) if flags else []
 
+    def add_gradients(self, loss: Tensor, begins_step: bool) -> None:
+        """Backpropagate a part of a minibatch's loss by itself; Lightning sees to the last part.
+
+        DDP sends nothing of it to other ranks: it does so once the last part is backpropagated, with all that is there.
+
+        Args:
+            loss: a scalar with the weight that it has in the minibatch.
+            begins_step: whether gradients are to be forgotten before, as Lightning would only after ``training_step``.
+        """
+        trainer = self.trainer
+        if begins_step:
+            self._forget_gradients(trainer.optimizers[0])
+            self._has_gradients = True
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        loss = loss / trainer.accumulate_grad_batches
+        with torch.autocast(loss.device.type, enabled=False):  # where Lightning backpropagates too
+            (loss if scaler is None else scaler.scale(loss)).backward()
+
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Forget the gradients; as the optimiser does it, without the record for the profiler."""
+        """Forget the gradients, unless they are of this very step."""
+        if self._has_gradients:  # by ``add_gradients``, which forgot those before it
+            self._has_gradients = False
+        else:
+            self._forget_gradients(optimizer)
+
+    def _forget_gradients(self, optimizer: Optimizer) -> None:
+        """As the optimiser does it, without the record for the profiler."""
         if type(optimizer).zero_grad is not Optimizer.zero_grad:
             optimizer.zero_grad()
             return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any, Literal, Optional, Union, cast
 
-import torch
 from gymnasium import spaces
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from ppo_lightning.algorithms.normalization import (
     reward_normalizer,
     value_layer,
 )
-from ppo_lightning.algorithms.objective import ClippedObjective
+from ppo_lightning.algorithms.objective import ClippedObjective, MinibatchLoss
 from ppo_lightning.algorithms.optimization import (
     AdaptiveLearningRate,
     Optimization,
@@ -95,6 +94,8 @@ class PPO(ClippedModule):
         norm_ema: of rewards or returns, what the statistics so far count beside those of a new rollout; null weighs all
             steps the same.
         reward_clip: the largest magnitude of a normalised reward.
+        chunk_size: learn from large minibatches in chunks of at most so many transitions, whose gradients add up to the
+            same: less memory; null for whole minibatches.
 
     Raises:
         ConfigurationError: a number outside its range, or options that contradict each other.
@@ -143,6 +144,7 @@ class PPO(ClippedModule):
         normalize_returns: bool = False,
         norm_ema: Optional[float] = None,
         reward_clip: float = 10.0,
+        chunk_size: Optional[int] = None,
     ) -> None:
         check_range("--model.vf_coef", vf_coef, 0)
         check_range("--model.critic_pretrain_steps", critic_pretrain_steps, 0)
@@ -164,6 +166,7 @@ class PPO(ClippedModule):
             critic_gradient_clip_val=critic_gradient_clip_val,
             adaptive_lr=adaptive_lr,
             guard=None if gradient_guard is None else GradientGuard(gradient_guard, max_dropped_steps),
+            chunk_size=chunk_size,
         )
         super().__init__(
             network,
@@ -230,8 +233,8 @@ class PPO(ClippedModule):
 
     # -- an update
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one minibatch."""
+    def minibatch_loss(self, batch: Batch, batch_idx: int) -> MinibatchLoss:
+        """The losses of actor and critic."""
         output, rows = self.evaluate(batch)
         advantages = self.minibatch_advantages(rows, batch_idx)
         actor_loss, ratio, parts = self.objective.loss(output.distribution, rows, advantages)
@@ -242,15 +245,14 @@ class PPO(ClippedModule):
             mean = cast(DiagonalGaussian, output.distribution).mean
             parts[f"{name}_loss"] = penalty(rows.obs, mean, functools.partial(self.average, batch_idx))
             actor_loss = actor_loss + coef * parts[f"{name}_loss"]
-
-        is_paused = self.react(parts, batch_idx, is_learning=not self._pretrains_critic)
         if self._pretrains_critic:
-            loss = critic_loss
-        else:
-            loss = self.vf_coef * critic_loss if is_paused else actor_loss + self.vf_coef * critic_loss
-        if self.actor_pause is not None:
-            parts["actor_paused"] = torch.full_like(critic_loss, float(is_paused))
-        return self.finish_minibatch(loss, parts, batch_idx, ratio)
+            return MinibatchLoss(critic_loss, parts, ratio=ratio)
+        return MinibatchLoss(self.vf_coef * critic_loss, parts, actor_loss, ratio)
+
+    @property
+    def whole_minibatch_flags(self) -> dict[str, bool]:
+        """What looks at a whole minibatch."""
+        return {**super().whole_minibatch_flags, "--model.l2c2_pairs": self.l2c2_pairs is not None}
 
     @property
     def metric_names(self) -> list[str]:

@@ -43,7 +43,7 @@ def look_at_ranks(trainer: Trainer, batch: Batch, minibatches: Sequence[Tensor])
     Raises:
         TrainingError: on every rank, for a minibatch without a transition on any.
     """
-    own = torch.stack([moments_of(_advantages(batch, rows)) for rows in minibatches])
+    own = torch.stack([advantage_moments(batch, rows.to(batch.advantages.device)) for rows in minibatches])
     pooled = pool_moments(gather_over_ranks(trainer, own))
     counts, totals = own[:, 0].cpu(), pooled[:, 0]
     check_not_empty(totals)
@@ -59,10 +59,10 @@ def check_not_empty(sizes: Tensor) -> None:
         )
 
 
-def _advantages(batch: Batch, rows: Tensor) -> Tensor:
-    rows = rows.to(batch.advantages.device)
+def advantage_moments(batch: Batch, rows: Tensor | slice = slice(None)) -> Tensor:
+    """Count, mean and variance ``(3,)`` of the advantages of these rows' transitions."""
     advantages = batch.advantages[rows]
-    return advantages[batch.valid[rows]] if isinstance(batch, PPOSequenceBatch) else advantages
+    return moments_of(advantages[batch.valid[rows]] if isinstance(batch, PPOSequenceBatch) else advantages)
 
 
 def allow_unused_parameters(trainer: Trainer) -> None:

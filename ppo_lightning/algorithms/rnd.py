@@ -13,7 +13,7 @@ from ppo_lightning.algorithms.batches import batch_of
 from ppo_lightning.algorithms.clipped import ClippedModule
 from ppo_lightning.algorithms.network import Head, build_part, check_heads
 from ppo_lightning.algorithms.normalization import RewardNormalizer, advantage_normalizer
-from ppo_lightning.algorithms.objective import ClippedObjective
+from ppo_lightning.algorithms.objective import ClippedObjective, MinibatchLoss
 from ppo_lightning.algorithms.optimization import Optimization, OptimizerBuilder, SchedulerBuilder
 from ppo_lightning.algorithms.targets import ValueTargets
 from ppo_lightning.core.agent import Batch, RolloutEnd
@@ -70,6 +70,8 @@ class RND(ClippedModule):
             exceeds this; null for never.
         log_action_id: log the fraction of this action as ``rollout/action_<id>_fraction``; null for none.
         log_param_hash: log ``debug/param_hash`` every iteration, and stop if ranks' parameters differ.
+        chunk_size: learn from large minibatches in chunks of at most so many transitions, whose gradients add up to the
+            same: less memory; null for whole minibatches.
 
     Raises:
         ConfigurationError: a number outside its range, or options that contradict each other.
@@ -109,6 +111,7 @@ class RND(ClippedModule):
         target_kl: Optional[float] = None,
         log_action_id: Optional[int] = None,
         log_param_hash: bool = False,
+        chunk_size: Optional[int] = None,
     ) -> None:
         check_range("--model.gamma_intr", gamma_intr, 0, 1)
         check_range("--model.predictor_fraction", predictor_fraction, 0, 1, exclude_low=True)
@@ -119,7 +122,14 @@ class RND(ClippedModule):
         super().__init__(
             network,
             Optimization(
-                optimizer, scheduler, learning_rate, anneal_lr, final_learning_rate, lr_decay_steps, lr_decay_power
+                optimizer,
+                scheduler,
+                learning_rate,
+                anneal_lr,
+                final_learning_rate,
+                lr_decay_steps,
+                lr_decay_power,
+                chunk_size=chunk_size,
             ),
             ClippedObjective(clip_coef, ent_coef, final_clip_coef, final_ent_coef, target_kl),
             ValueTargets(returns, gamma, gae_lambda),
@@ -206,13 +216,12 @@ class RND(ClippedModule):
 
     # -- an update
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one minibatch: of the policy, of both values, and of the predictor."""
+    def minibatch_loss(self, batch: Batch, batch_idx: int) -> MinibatchLoss:
+        """The losses of the policy, of both values, and of the predictor."""
         output, rows = self.evaluate(batch)
         extra, clip_coef = cast(ExtraBatch, rows).extra, self.objective.clip_coef.now if self.clip_vloss else None
-        actor_loss, ratio, parts = self.objective.loss(
-            output.distribution, rows, self.minibatch_advantages(rows, batch_idx)
-        )
+        advantages = self.minibatch_advantages(rows, batch_idx)
+        actor_loss, ratio, parts = self.objective.loss(output.distribution, rows, advantages)
         values, intrinsic_values = at_least_float32(output.value), self.extra_of(output)["intrinsic_values"]
         parts["value_loss"] = value_loss(values, rows.returns, rows.values, clip_coef)
         parts["intrinsic_value_loss"] = value_loss(
@@ -222,9 +231,8 @@ class RND(ClippedModule):
         epoch = batch_idx * is_predicted.shape[1] // self.update_length
         errors = self.novelty(extra["next_obs"][is_predicted[:, epoch]])
         parts["predictor_loss"] = errors.sum() / (self.predictor_fraction * len(rows))
-        self.react(parts, batch_idx)
         critic_loss = self.extr_coeff * parts["value_loss"] + self.intr_coeff * parts["intrinsic_value_loss"]
-        return self.finish_minibatch(actor_loss + critic_loss + parts["predictor_loss"], parts, batch_idx, ratio)
+        return MinibatchLoss(critic_loss + parts["predictor_loss"], parts, actor_loss, ratio)
 
     @property
     def metric_names(self) -> list[str]:

@@ -199,9 +199,9 @@ def test_a_run_adapts_before_each_step_by_the_divergence_of_its_first_minibatch(
     monkeypatch.setattr(AdaptiveLearningRate, "adapt", lambda self, optimizer, kl: calls.append(kl))
     kls, react = [], ppo.react
 
-    def spy(parts, batch_idx, **kwargs):
-        kls.append(parts["approx_kl"].item())
-        return react(parts, batch_idx, **kwargs)
+    def spy(found, batch_idx):
+        kls.append(found.parts["approx_kl"].item())
+        return react(found, batch_idx)
 
     ppo.react = spy
     fit(ppo, make_data(iterations=2, num_minibatches=4), callbacks=[rates], accumulate_grad_batches=2)

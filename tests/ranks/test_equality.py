@@ -15,7 +15,7 @@ from tests.stateful import AGENTS, agent_flags
 
 ALWAYS = ["--model.log_param_hash=true", "--evaluation.every_n_iterations=5", "--summary.log_freq=4"]
 HALF = "--data.num_envs=2"
-QUICK = "PPO", "PPO of unequal ranks, stopped by KL", "PPO with memory", "PPO with critic pretraining"
+QUICK = "PPO", "PPO in chunks", "PPO of unequal ranks, stopped by KL", "PPO with memory", "PPO with critic pretraining"
 IN_FOLDER = "lightning_logs/version_0"
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppo_lightning.algorithms.base import OnPolicyModule
 from ppo_lightning.algorithms.batches import batch_of, rows_of_sequences
-from ppo_lightning.algorithms.chunks import check_chunks, chunks_of, mean_of
+from ppo_lightning.algorithms.chunks import chunk_size_for, chunks_of, mean_of
 from ppo_lightning.algorithms.guards import ActorPause
 from ppo_lightning.algorithms.normalization import AdvantageNormalizer, ObservationStatistics, RewardNormalizer
 from ppo_lightning.algorithms.objective import ClippedObjective, MinibatchLoss
@@ -64,6 +64,7 @@ class ClippedModule(OnPolicyModule):
         self.log_action_id = log_action_id
         self.actor_pause: ActorPause | None = None
         self._observation_statistics = ObservationStatistics()
+        self._chunk_size: int | None = None
 
     def build_network(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         """Build the network for these spaces and remember them in the checkpoint."""
@@ -73,7 +74,16 @@ class ClippedModule(OnPolicyModule):
             check_range("--model.log_action_id", self.log_action_id, 0, int(action_space.n) - 1)
         super().build_network(observation_space, action_space)
         self._observation_statistics.check(self._net, observation_space)
-        check_chunks(self.optimization.chunk_size, self._net, self.whole_minibatch_flags)
+        self._find_chunk_size()
+
+    def _find_chunk_size(self) -> None:
+        size, options = self.optimization.chunk_size, self.whole_minibatch_flags
+        self._chunk_size = chunk_size_for(size, self._net, options, self.device)
+
+    def on_train_start(self) -> None:
+        """The size of chunks depends on the device."""
+        super().on_train_start()
+        self._find_chunk_size()
 
     # -- a rollout
 
@@ -165,7 +175,7 @@ class ClippedModule(OnPolicyModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one minibatch; of one in chunks the last chunk's, the gradients of the others being there."""
-        chunks = chunks_of(batch, self.optimization.chunk_size)
+        chunks = chunks_of(batch, self._chunk_size)
         if len(chunks) == 1:
             return self._finish_minibatch(self.minibatch_loss(batch, batch_idx), batch_idx)
         self.look_at_minibatch(batch)

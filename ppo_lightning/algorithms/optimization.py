@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from ppo_lightning.algorithms.chunks import check_chunk_size
 from ppo_lightning.algorithms.guards import GradientGuard
 from ppo_lightning.algorithms.schedules import learning_rate_decay
 from ppo_lightning.core.errors import ConfigurationError, check_range
@@ -44,7 +45,7 @@ class Optimization:
         critic_gradient_clip_val: clips the gradients of the critic's own parameters by themselves.
         adaptive_lr: adapts the learning rates.
         guard: drops bad steps.
-        chunk_size: the most transitions of a minibatch that are learned from at once; None for all.
+        chunk_size: the most transitions of a minibatch that are learned from at once; None for all, or ``auto``.
 
     Raises:
         ConfigurationError: a number outside its range, or two things that set the learning rate.
@@ -63,10 +64,9 @@ class Optimization:
         critic_gradient_clip_val: float | None = None,
         adaptive_lr: AdaptiveLearningRate | None = None,
         guard: GradientGuard | None = None,
-        chunk_size: int | None = None,
+        chunk_size: int | str | None = None,
     ) -> None:
-        if chunk_size is not None:
-            check_range("--model.chunk_size", chunk_size, 1)
+        check_chunk_size(chunk_size)
         numbers = {
             "--model.learning_rate": learning_rate,
             "--model.critic_learning_rate": critic_learning_rate,

@@ -95,7 +95,7 @@ class PPO(ClippedModule):
             steps the same.
         reward_clip: the largest magnitude of a normalised reward.
         chunk_size: learn from large minibatches in chunks of at most so many transitions, whose gradients add up to the
-            same: less memory; null for whole minibatches.
+            same: less memory; null for whole minibatches. ``auto`` is 256 where pictures are learned from on the CPU.
 
     Raises:
         ConfigurationError: a number outside its range, or options that contradict each other.
@@ -144,7 +144,7 @@ class PPO(ClippedModule):
         normalize_returns: bool = False,
         norm_ema: Optional[float] = None,
         reward_clip: float = 10.0,
-        chunk_size: Optional[int] = None,
+        chunk_size: Union[int, Literal["auto"], None] = "auto",
     ) -> None:
         check_range("--model.vf_coef", vf_coef, 0)
         check_range("--model.critic_pretrain_steps", critic_pretrain_steps, 0)

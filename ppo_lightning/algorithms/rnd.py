@@ -71,7 +71,7 @@ class RND(ClippedModule):
         log_action_id: log the fraction of this action as ``rollout/action_<id>_fraction``; null for none.
         log_param_hash: log ``debug/param_hash`` every iteration, and stop if ranks' parameters differ.
         chunk_size: learn from large minibatches in chunks of at most so many transitions, whose gradients add up to the
-            same: less memory; null for whole minibatches.
+            same: less memory; null for whole minibatches. ``auto`` is 256 where pictures are learned from on the CPU.
 
     Raises:
         ConfigurationError: a number outside its range, or options that contradict each other.
@@ -111,7 +111,7 @@ class RND(ClippedModule):
         target_kl: Optional[float] = None,
         log_action_id: Optional[int] = None,
         log_param_hash: bool = False,
-        chunk_size: Optional[int] = None,
+        chunk_size: Union[int, Literal["auto"], None] = "auto",
     ) -> None:
         check_range("--model.gamma_intr", gamma_intr, 0, 1)
         check_range("--model.predictor_fraction", predictor_fraction, 0, 1, exclude_low=True)

@@ -20,7 +20,7 @@ def default_precision(network: nn.Module, accelerator: object) -> str:
         network: what is trained.
         accelerator: as ``--trainer.accelerator`` names it.
     """
-    is_fast = any(isinstance(part, ImageEncoder) and part.IS_FASTER_IN_HALF for part in network.modules())
+    is_fast = any(isinstance(part, ImageEncoder) and part.IS_LARGE for part in network.modules())
     return HALF if is_fast and has_bfloat16(accelerator) else "32-true"
 
 

@@ -175,8 +175,8 @@ class ImageEncoder(Encoder):
     Channels are the smallest of the first and last dimension, so both ``(H, W, C)`` and ``(C, H, W)`` work.
     """
 
-    IS_FASTER_IN_HALF = True
-    """Whether runs take bfloat16 for it where nothing else is asked for and the hardware has it."""
+    IS_LARGE = True
+    """Whether most of a run's time and memory goes into it: bfloat16 and chunks are for such."""
 
     def __init__(self, observation_space: spaces.Space[Any], in_keys: Sequence[str] | None = None) -> None:
         if in_keys is None and isinstance(observation_space, spaces.Dict):
@@ -317,7 +317,7 @@ class GridCNN(ImageEncoder):
         in_keys: the key of the grid, where a Dict observation has several of three dimensions.
     """
 
-    IS_FASTER_IN_HALF = False
+    IS_LARGE = False
 
     def __init__(
         self,

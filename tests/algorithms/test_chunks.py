@@ -2,14 +2,16 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
-from ppo_lightning import ActorCritic, ConfigurationError, LSTMCore, MLPEncoder
-from ppo_lightning.algorithms.chunks import chunks_of
+from ppo_lightning import ActorCritic, ConfigurationError, GridCNN, LSTMCore, MLPEncoder, NatureCNN
+from ppo_lightning.algorithms.chunks import chunk_size_for, chunks_of
 from tests.agents import SMALL_DAAC, SMALL_RND, batches_of, daac_data, make_daac, make_rnd
 from tests.ranks.tasks import NextStep
 from tests.runs import SMALL_NETWORK, Recorder, fit, make_data, make_ppo
@@ -148,6 +150,22 @@ def seen_batch(env="tests.tasks:Walk-v0", network=SMALL_NETWORK, **sizes):
     return batch
 
 
+@pytest.mark.parametrize(
+    ("asked", "encoder", "is_set", "device", "expected"),
+    [
+        ("auto", NatureCNN, False, "cpu", 256),
+        ("auto", NatureCNN, False, "meta", None),
+        ("auto", NatureCNN, True, "cpu", None),
+        ("auto", GridCNN, False, "cpu", None),
+        (None, NatureCNN, False, "cpu", None),
+        (7, GridCNN, False, "meta", 7),
+    ],
+)
+def test_pictures_are_learned_from_in_chunks_on_the_cpu(asked, encoder, is_set, device, expected):
+    network = ActorCritic(spaces.Box(0, 255, (36, 36, 3), np.uint8), spaces.Discrete(2), encoder=encoder)
+    assert chunk_size_for(asked, network, {"--model.max_clip_fraction": is_set}, torch.device(device)) == expected
+
+
 class Normed(ActorCritic):
     """A network with batch norm."""
 
@@ -160,6 +178,7 @@ class Normed(ActorCritic):
     ("flags", "message"),
     [
         ({"chunk_size": 0}, r"--model.chunk_size must be at least 1, not 0"),
+        ({"chunk_size": "large"}, r"--model.chunk_size must be a number, auto or null, not large"),
         ({"chunk_size": 4, "max_clip_fraction": 0.5}, r"--model.max_clip_fraction looks at whole minibatches"),
         ({"chunk_size": 4, "network": Normed}, r"--model.network=Normed has batch norm \(embedder.layers.2\)"),
     ],

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppo_lightning import ActorCritic, ImpalaPPOModel, MLPEncoder, NatureCNN
+from ppo_lightning.cli.precision import HALF, has_bfloat16
 from ppo_lightning.envs import AtariEnv, EnvFactory, GymnasiumEnv, ProcgenEnv
 
 MAX_GRAD_NORM = 0.5
@@ -27,7 +28,7 @@ class Job:
         network: builds ours, which has the peers' sizes.
         agent: further arguments of ``PPO``.
         iterations: that are timed, after one that is not.
-        precision: of ours, as the configurations have it.
+        has_pictures: its network looks at pictures.
         threads: of every program.
         sb3: settings of Stable-Baselines3: of the environment, and of ``PPO``; None leaves it out.
         cleanrl: CleanRL's script and its arguments; None leaves it out.
@@ -42,7 +43,7 @@ class Job:
     network: Callable[..., Any]
     agent: dict[str, Any]
     iterations: int
-    precision: str = "32-true"
+    has_pictures: bool = False
     threads: int = 1
     sb3: tuple[dict[str, Any], dict[str, Any]] | None = None
     cleanrl: tuple[str, list[str]] | None = field(default=None)
@@ -51,6 +52,11 @@ class Job:
     def batch_size(self) -> int:
         """Transitions a rollout."""
         return self.num_envs * self.num_steps
+
+    @property
+    def precision(self) -> str:
+        """Of ours and of the floor, as the command line chooses it."""
+        return HALF if self.has_pictures and has_bfloat16("cpu") else "32-true"
 
     @property
     def numbers(self) -> str:
@@ -62,8 +68,9 @@ class Job:
         )
 
 
-def _mlp(**settings: Any) -> Callable[..., Any]:
-    return functools.partial(ActorCritic, encoder=functools.partial(MLPEncoder, hidden_sizes=[64, 64]), **settings)
+def mlp(width: int = 64) -> Callable[..., Any]:
+    """What builds actor and critic of two hidden layers each."""
+    return functools.partial(ActorCritic, encoder=functools.partial(MLPEncoder, hidden_sizes=[width, width]))
 
 
 JOBS = {
@@ -74,7 +81,7 @@ JOBS = {
         num_steps=128,
         num_minibatches=4,
         update_epochs=4,
-        network=_mlp(),
+        network=mlp(),
         agent={"learning_rate": 2.5e-4, "gamma": 0.99},
         iterations=80,
         sb3=({"env_id": "CartPole-v1"}, {"policy": "MlpPolicy"}),
@@ -87,7 +94,7 @@ JOBS = {
         num_steps=2048,
         num_minibatches=32,
         update_epochs=10,
-        network=_mlp(),
+        network=mlp(),
         agent={"learning_rate": 3e-4, "gamma": 0.99, "ent_coef": 0.0},
         iterations=6,
         sb3=({"env_id": "HalfCheetah-v5"}, {"policy": "MlpPolicy"}),
@@ -102,7 +109,7 @@ JOBS = {
         network=ImpalaPPOModel,
         agent={"learning_rate": 5e-4, "gamma": 0.999},
         iterations=1,
-        precision="bf16-mixed",
+        has_pictures=True,
         threads=2,
         cleanrl=("ppo_procgen.py", ["--env-id", "coinrun"]),
     ),
@@ -116,7 +123,7 @@ JOBS = {
         network=functools.partial(ActorCritic, encoder=NatureCNN, shared=True),
         agent={"learning_rate": 2.5e-4, "gamma": 0.99, "clip_coef": 0.1},
         iterations=4,
-        precision="bf16-mixed",
+        has_pictures=True,
         threads=2,
         sb3=(
             {"env_id": "BreakoutNoFrameskip-v4", "atari": True},

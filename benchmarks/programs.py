@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -175,15 +176,18 @@ def stable_baselines3(job: Job) -> dict[str, Any]:
 PROGRAMS = {"ours": ours, "floor": floor, "stages": stages, "Stable-Baselines3": stable_baselines3}
 
 
-def main() -> None:
-    """Run one and print its figures."""
-    program, job = PROGRAMS[sys.argv[1]], JOBS[sys.argv[2]]
+def quietly(program: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any]:
+    """A program's figures, in as many threads as the job has; what libraries print goes to standard error."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(job.threads)
-    with contextlib.redirect_stdout(sys.stderr):  # what libraries print
-        figures = program(job)
-    print(json.dumps(figures))
+    with contextlib.redirect_stdout(sys.stderr):
+        return program(job)
+
+
+def main() -> None:
+    """Run one and print its figures."""
+    print(json.dumps(quietly(PROGRAMS[sys.argv[1]], JOBS[sys.argv[2]])))
 
 
 if __name__ == "__main__":

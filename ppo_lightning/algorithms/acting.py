@@ -18,6 +18,7 @@ from ppo_lightning.core.checkpoint import NetworkBuilder, load_network_weights, 
 from ppo_lightning.core.rollout import Observation, State
 from ppo_lightning.core.spaces import space_from_dict, space_to_dict
 from ppo_lightning.functional.distributions import at_least_float32, draw_noise
+from ppo_lightning.models.host import HostActor, host_actor
 from ppo_lightning.models.outputs import ModelOutput, has_own_critic, initial_state, run_network, run_policy, to_env
 
 PlainOrSpace = Union[dict[str, Any], spaces.Space[Any], None]
@@ -35,6 +36,8 @@ class ActingModule(LightningModule):
         self.network: nn.Module | None = None
         self.action_space: spaces.Space[Any] | None = None
         self._has_own_critic = False
+        self._host_actor: HostActor | None = None
+        self._looks_for_host_actor = False
         # as a plain attribute a module would be registered, and saved, a second time
         self._network_builder: Any = (lambda *spaces: network) if isinstance(network, nn.Module) else network
 
@@ -76,7 +79,11 @@ class ActingModule(LightningModule):
     def collecting(self) -> Iterator[None]:
         """No gradients, and the Trainer's precision: rollout and update run the same kernels."""
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            yield
+            self._looks_for_host_actor = True
+            try:
+                yield
+            finally:
+                self._host_actor, self._looks_for_host_actor = None, False
 
     def initial_state(self, num_envs: int) -> State | None:
         """The network's memory at an episode's start; None without memory."""
@@ -90,6 +97,11 @@ class ActingModule(LightningModule):
 
     def act(self, obs: Observation, noise: Tensor, state: State | None) -> ActOutput:
         """Sample actions for ``N`` environments."""
+        if self._looks_for_host_actor:
+            self._host_actor, self._looks_for_host_actor = self._find_host_actor(len(obs)), False
+        if self._host_actor is not None:
+            actions, log_probs, values = self._host_actor.act(cast(Tensor, obs), noise)
+            return ActOutput(actions, log_probs, values, actions)
         if self._has_own_critic:  # of whose values none is needed to act
             output, values = run_policy(self._net, obs), None
         else:
@@ -99,6 +111,11 @@ class ActingModule(LightningModule):
         actions = distribution.sample(noise)
         log_probs = distribution.log_prob(actions)
         return ActOutput(actions, log_probs, values, to_env(self._net, actions), state, self.extra_of(output))
+
+    def _find_host_actor(self, num_envs: int) -> HostActor | None:
+        """What acts in place of the network in this rollout, where that is faster and the same."""
+        is_same = type(self).extra_of is ActingModule.extra_of and type(self)._run is ActingModule._run
+        return host_actor(self._net, num_envs) if is_same and not torch.is_autocast_enabled("cpu") else None
 
     def extra_of(self, output: ModelOutput) -> dict[str, Tensor] | None:
         """What else of the network's output the rollout is to hold, ``(N, …)`` each; None for nothing."""

@@ -28,9 +28,11 @@ def chunks_of(batch: Batch, size: int | None) -> list[tuple[Batch, float]]:
     Returns:
         Parts of about the same size; the whole batch as it is where it has no more than ``size``.
     """
-    steps = batch.obs.shape[1] if isinstance(batch, PPOSequenceBatch) else 1
-    rows = 0 if size is None else max(1, size // steps)
-    if not rows or len(batch) <= rows:
+    if size is None:
+        return [(batch, 1.0)]
+    steps = batch.valid.shape[1] if isinstance(batch, PPOSequenceBatch) else 1
+    rows = max(1, size // steps)
+    if len(batch) <= rows:
         return [(batch, 1.0)]
     parts = torch.arange(len(batch)).tensor_split(-(-len(batch) // rows))
     bounds = [(int(part[0]), int(part[-1]) + 1) for part in parts]

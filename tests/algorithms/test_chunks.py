@@ -36,6 +36,11 @@ CASES = {
         functools.partial(make_data, RESETTING, **MANY),
         {"network": WITH_LSTM},
     ),
+    "PPO with memory and masks": (
+        make_ppo,
+        functools.partial(make_data, "tests.tasks:Fork-v0", **MANY),
+        {"network": WITH_LSTM},
+    ),
     "DAAC": (make_daac, daac_data, {}),
     "DAAC with memory": (make_daac, functools.partial(daac_data, **MANY), {"network": DAAC_LSTM}),
     "RND": (make_rnd, make_data, {}),

@@ -1,0 +1,149 @@
+"""Acting in numpy: as the network acts, with its own parameters, and only where that is sure."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from ppo_lightning import ActorCritic, GRUCore, MLPEncoder, ObservationNormalizer
+from ppo_lightning.functional.distributions import draw_noise
+from ppo_lightning.models import host
+from ppo_lightning.models.host import host_actor
+from tests.runs import Recorder, fit, make_data, make_ppo
+
+VECTOR, CHOICE = spaces.Box(-2, 2, (5,), np.float64), spaces.Discrete(3)
+NUMBERS = spaces.Box(-1, 1, (2,))
+
+
+def network(action_space=CHOICE, obs_space=VECTOR, core=None, shared=False, seed=0, **encoder):
+    torch.manual_seed(seed)
+    builder = functools.partial(MLPEncoder, **({"hidden_sizes": [16, 16]} | encoder))
+    made = ActorCritic(obs_space, action_space, builder, shared=shared, core=core)
+    for parameter in made.parameters():  # heads that say something
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("action_space", [CHOICE, NUMBERS])
+@pytest.mark.parametrize("encoder", [{}, {"activation": "ReLU"}, {"normalizer": ObservationNormalizer}])
+@pytest.mark.parametrize("num_envs", [1, 7])
+def test_it_acts_as_the_network_does(dtype, shared, action_space, encoder, num_envs):
+    net = network(action_space, shared=shared, **encoder).to(dtype)
+    if "normalizer" in encoder:
+        net.embedder.normalizer.update(torch.tensor([[9.0, 0.3, 0.01]] * 5, dtype=torch.float64))
+    actor = host_actor(net, num_envs)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(num_envs)]
+    for noise in draw_noise(action_space, 50, generators, dtype, torch.device("cpu")):
+        obs = torch.randn(num_envs, 5, dtype=torch.float64)
+        with torch.no_grad():
+            output = net(obs)
+            expected = output.distribution.sample(noise)
+            log_probs = output.distribution.log_prob(expected)
+        actions, own_log_probs, values = actor.act(obs, noise)
+        accuracy = {"rtol": 0, "atol": 2e-5 if dtype == torch.float32 else 1e-12}
+        torch.testing.assert_close(actions, expected, **accuracy)
+        torch.testing.assert_close(own_log_probs, log_probs, **accuracy)
+        assert (values is not None) == shared
+        if shared:
+            torch.testing.assert_close(values, output.value, **accuracy)
+
+
+def test_its_samples_pass_a_chi_square_test():
+    net = network()
+    obs = torch.randn(1, 5, dtype=torch.float64)
+    with torch.no_grad():
+        probabilities = net(obs).distribution.log_probs.exp()[0]
+    actor, draws = host_actor(net, 1), 20_000
+    noise = draw_noise(CHOICE, draws, [torch.Generator().manual_seed(1)], torch.float32, torch.device("cpu"))
+    actions = torch.cat([actor.act(obs, step)[0] for step in noise])
+    observed, expected = torch.bincount(actions, minlength=3), draws * probabilities
+    assert expected.min() > 100
+    assert ((observed - expected) ** 2 / expected).sum() < 13.82  # 99.9 % of chi-square with 2 degrees of freedom
+
+
+def test_it_follows_the_optimiser():
+    net = network()
+    actor, obs, noise = host_actor(net, 2), torch.randn(2, 5), torch.zeros(2, 3)
+    before = actor.act(obs, noise)[1]
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1, fused=True)
+    net(obs).logits[:, 0].sum().backward()
+    optimizer.step()
+    after = actor.act(obs, noise)[1]
+    assert not torch.equal(before, after)
+    with torch.no_grad():
+        distribution = net(obs).distribution
+    torch.testing.assert_close(after, distribution.log_prob(distribution.mode()), rtol=0, atol=1e-5)
+
+
+class Changed(ActorCritic):
+    """May do anything."""
+
+
+def with_hook(net):
+    net.embedder.layers[0].register_forward_hook(lambda *_: None)
+    return net
+
+
+def with_method(net):
+    net.policy = lambda obs: None
+    return net
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Changed(VECTOR, CHOICE),
+        lambda: network(core=functools.partial(GRUCore, hidden_dim=4)),
+        lambda: network(spaces.MultiBinary(3)),
+        lambda: network(spaces.MultiDiscrete([2, 3])),
+        lambda: network(obs_space=spaces.Box(0, 255, (5,), np.uint8)),
+        lambda: network(obs_space=spaces.Discrete(5)),
+        lambda: network(obs_space=spaces.Dict(x=VECTOR)),
+        lambda: network(obs_space=spaces.Box(-1, 1, (5, 2))),
+        lambda: network(activation="GELU"),
+        lambda: network(hidden_sizes=[2048, 2048]),
+        lambda: network().to(torch.bfloat16),
+        lambda: network().to("meta"),
+        lambda: with_hook(network()),
+        lambda: with_method(network()),
+        lambda: nn.Linear(5, 3),
+    ],
+)
+def test_other_networks_act_themselves(make):
+    assert host_actor(make(), 4) is None
+
+
+def test_rounding_alone_tells_a_run_in_numpy_from_one_in_torch(monkeypatch):
+    """Whole runs, in float64."""
+    runs = {}
+    for most in (host.MOST, 0):
+        monkeypatch.setattr(host, "MOST", most)
+        recorder, acts, ppo = Recorder(), [], make_ppo()
+        act = host.HostActor.act
+        with monkeypatch.context() as patch:
+            patch.setattr(host.HostActor, "act", lambda self, *args, a=acts, f=act: (a.append(1), f(self, *args))[1])
+            fit(ppo, make_data(iterations=3), callbacks=[recorder], precision="64-true")
+        assert len(acts) == (3 * 8 if most else 0)
+        runs[most] = recorder
+    for first, second in zip(*(recorder.after for recorder in runs.values())):
+        for name in first:
+            torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-12)
+
+
+def test_mixed_precision_acts_in_the_network(monkeypatch):
+    monkeypatch.setattr(host.HostActor, "act", lambda *_: pytest.fail("acted in numpy"))
+    fit(make_ppo(), make_data(iterations=1), precision="bf16-mixed")
+
+
+def test_a_network_that_became_nan_is_told_of_once(recwarn):
+    net = network()
+    net.fc_policy.bias.data[:] = math.nan
+    _, log_probs, _ = host_actor(net, 2).act(torch.randn(2, 5), torch.zeros(2, 3))
+    assert log_probs.isnan().all()
+    assert not len(recwarn)

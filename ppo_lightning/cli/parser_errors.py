@@ -15,6 +15,9 @@ from ppo_lightning.commands import COMMANDS
 from ppo_lightning.commands.parser import ParserError
 from ppo_lightning.core.errors import ConfigurationError, close_names
 
+_VALUES = {"int": "a number", "float": "a number", "bool": "true, false", "NoneType": "null"}
+"""How values of these types are written."""
+
 
 def sentence_for(error: ParserError, args: Sequence[str]) -> str:
     """The innermost reason, after the flag as it was given, before what may have been meant.
@@ -41,7 +44,7 @@ def sentence_for(error: ParserError, args: Sequence[str]) -> str:
         known, unknown = dir(importlib.import_module(missing[1])), [missing[2]]
     close = next(filter(None, (close_names(name, known) for name in unknown if name not in known)), "")
     commands = [command] if re.fullmatch(r"\w+", command) else []
-    hint = "" if "choose from" in reason else close
+    hint = "" if "choose from" in reason or re.match(r"Expected an? (int|float|bool)\b", reason) else close
     program = " ".join(["ppo-lightning", *(commands if "invalid choice" not in reason else [])])
     return f"{where}{reason.rstrip('.')}.{hint} See {program} --help."
 
@@ -70,7 +73,12 @@ def _plain(reasons: Sequence[str]) -> str:
         choice for text in reasons for part in re.findall(r"Literal\[(.*?)\]", text) for choice in part.split(", ")
     ]
     if choices and reason.startswith("Expected"):
-        return f"not accepted: choose from {', '.join(dict.fromkeys(choices)).replace(chr(39), '')}"
+        beside = re.findall(
+            r"Subtypes: \[([^\[]*)typing.Literal\[[^\]]*\]([^\]]*)\]", reasons[-2] if reasons[1:] else ""
+        )
+        kinds = re.findall(r"\w+(?='>)", "".join(beside[-1])) if beside else []
+        words = [*(_VALUES[kind] for kind in kinds if kind in _VALUES), *choices]
+        return f"not accepted: choose from {', '.join(dict.fromkeys(words)).replace(chr(39), '')}"
     if "Expected a dot import path" in reason:
         return "no class of this name can be imported: give the name of one of the package's, or module.Class"
     return reason

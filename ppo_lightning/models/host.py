@@ -23,7 +23,7 @@ from ppo_lightning.models.outputs import PPOModelOutput
 Array = np.ndarray[Any, Any]
 Layer = Callable[[Array], Array]
 
-MOST = 1_000_000
+MOST = 2_000_000
 """Multiplications of a step, of all environments, beyond which torch is as fast."""
 _ACTIVATIONS: dict[type[nn.Module], Layer] = {
     nn.Tanh: lambda x: np.tanh(x, out=x),

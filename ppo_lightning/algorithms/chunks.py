@@ -1,4 +1,4 @@
-"""Large minibatches in chunks, whose gradients add up to those of the whole: less memory, and what fits the caches."""
+"""Large minibatches in chunks, whose gradients add up to those of the whole: for less memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ppo_lightning.algorithms.objective import MinibatchLoss
 from ppo_lightning.core.agent import Batch
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.rollout import PPOSequenceBatch
-from ppo_lightning.models.encoders import ImageEncoder
+from ppo_lightning.models.encoders import learns_from_pictures
 
 AUTO = "auto"
 _FLAG = "--model.chunk_size"
@@ -79,7 +79,7 @@ def chunk_size_for(
 
     Args:
         size: as asked for; ``auto`` is 256 on the CPU for networks that look at pictures: as fast as whole minibatches
-            there, in a quarter of the memory. GPUs are faster with whole ones.
+            there, in a quarter of the memory (benchmarks/RESULTS.md). Elsewhere minibatches stay whole.
         network: must treat each row by itself.
         options: flags that look at a whole minibatch before its gradient is known, and whether they are set.
         device: of the update.
@@ -102,8 +102,8 @@ def chunk_size_for(
         if isinstance(part, nn.modules.batchnorm._BatchNorm)
     ]
     if size == AUTO:
-        is_large = any(isinstance(part, ImageEncoder) and part.IS_LARGE for part in network.modules())
-        return _ROWS if is_large and device.type == "cpu" and not reasons else None
+        is_due = learns_from_pictures(network) and device.type == "cpu" and not reasons
+        return _ROWS if is_due else None
     if reasons:
         raise ConfigurationError(reasons[0])
     return cast(int, size)

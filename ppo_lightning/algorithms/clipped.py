@@ -179,14 +179,13 @@ class ClippedModule(OnPolicyModule):
         if len(chunks) == 1:
             return self._finish_minibatch(self.minibatch_loss(batch, batch_idx), batch_idx)
         self.look_at_minibatch(batch)
-        begins_step = batch_idx % self.trainer.accumulate_grad_batches == 0
         losses: list[tuple[MinibatchLoss, float]] = []
         for chunk, share in chunks:
             found = self.minibatch_loss(chunk, batch_idx)
             losses.append((found, share))
             loss = found.total * (share * self._weight(batch_idx))
             if len(losses) < len(chunks):
-                self.add_gradients(loss, begins_step and len(losses) == 1)
+                self.add_gradients(loss, begins_step=len(losses) == 1 and self._begins_step(batch_idx))
         self._moments = None
         self._finish_minibatch(mean_of(losses), batch_idx)
         return loss
@@ -209,7 +208,7 @@ class ClippedModule(OnPolicyModule):
             return False
         seen = torch.stack([found.parts["approx_kl"], found.parts["clip_fraction"]])
         kl, clipped = self.average(batch_idx, seen).tolist()
-        is_first_of_step = batch_idx % self.trainer.accumulate_grad_batches == 0
+        is_first_of_step = self._begins_step(batch_idx)
         # else the divergence tells nothing of the learning rate
         is_paused = pause is not None and pause.is_on
         actor_learned = found.actor is not None and not (is_paused or self._is_first_of_phase(batch_idx))
@@ -218,6 +217,10 @@ class ClippedModule(OnPolicyModule):
         if adaptive_lr is not None and is_first_of_step and actor_learned:
             adaptive_lr.adapt(self.trainer.optimizers[0], kl)
         return pause is not None and pause.look(clipped > pause.max_clip_fraction, is_first_of_step)
+
+    def _begins_step(self, batch_idx: int) -> bool:
+        """Whether a minibatch is the first of those that are accumulated for an optimiser step."""
+        return batch_idx % self.trainer.accumulate_grad_batches == 0
 
     def _is_first_of_phase(self, batch_idx: int) -> bool:
         return batch_idx == 0 or self.phase_of(batch_idx - 1) != self.phase_of(batch_idx)

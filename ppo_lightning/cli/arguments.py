@@ -115,11 +115,16 @@ def root_of_run(config: Path) -> list[str]:
     return [f"--trainer.default_root_dir={logs.parent}"] if logs.name == NAME else []
 
 
-def precision_in(config: Path) -> Any:
-    """The precision of the run that a ``config.yaml`` is of; None where it names none."""
+def _trainer_in(config: Path) -> dict[str, Any]:
+    """The Trainer's settings in a run's ``config.yaml``; none where it has no such section."""
     content = yaml.safe_load(config.read_text())
     trainer = content.get("trainer") if isinstance(content, dict) else None
-    return trainer.get("precision") if isinstance(trainer, dict) else None
+    return trainer if isinstance(trainer, dict) else {}
+
+
+def precision_in(config: Path) -> Any:
+    """The precision of the run that a ``config.yaml`` is of; None where it names none."""
+    return _trainer_in(config).get("precision")
 
 
 def callbacks_beside(config: Path, args: Sequence[str]) -> list[str]:
@@ -127,8 +132,7 @@ def callbacks_beside(config: Path, args: Sequence[str]) -> list[str]:
     given again to continue the run, means the same callbacks and no second ones.
     """
     named = {_class_name(plain_value(value)) for value in values(args, "--trainer.callbacks+")}
-    content = yaml.safe_load(config.read_text())
-    callbacks = content["trainer"].get("callbacks") if isinstance(content.get("trainer"), dict) else None
+    callbacks = _trainer_in(config).get("callbacks")
     before = callbacks if isinstance(callbacks, list) else []
     kept = [callback for callback in before if _class_name(callback) not in named]
     return [] if kept == before else [f"--trainer.callbacks={json.dumps(kept)}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ppo_lightning.models.encoders import ImageEncoder
+from ppo_lightning.models.encoders import learns_from_pictures
 
 HALF = "bf16-mixed"
 
@@ -13,15 +13,13 @@ HALF = "bf16-mixed"
 def default_precision(network: nn.Module, accelerator: object) -> str:
     """``bf16-mixed`` for networks that look at pictures, on hardware that multiplies bfloat16; else ``32-true``.
 
-    It needs no scaling of losses, learns as float32 does, and takes a half to a third of the time
-    (benchmarks/RESULTS.md). Smaller networks take no less time by it.
+    It needs no scaling of losses, and takes a half to a third of the time (benchmarks/RESULTS.md).
 
     Args:
         network: what is trained.
         accelerator: as ``--trainer.accelerator`` names it.
     """
-    is_fast = any(isinstance(part, ImageEncoder) and part.IS_LARGE for part in network.modules())
-    return HALF if is_fast and has_bfloat16(accelerator) else "32-true"
+    return HALF if learns_from_pictures(network) and has_bfloat16(accelerator) else "32-true"
 
 
 def has_bfloat16(accelerator: object) -> bool:

@@ -211,6 +211,11 @@ class ImageEncoder(Encoder):
             )
 
 
+def learns_from_pictures(network: nn.Module) -> bool:
+    """Whether a large encoder of pictures is a part of a network."""
+    return any(isinstance(part, ImageEncoder) and part.IS_LARGE for part in network.modules())
+
+
 def use_channels_last(module: nn.Module) -> None:
     """Lay out convolution weights as images of ``(H, W, C)`` are: twice as fast on the CPU, faster on GPUs."""
     for parameter in module.parameters():

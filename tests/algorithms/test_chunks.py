@@ -68,9 +68,8 @@ class Gradients(Callback):
         self.steps.append({name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None})
 
 
-def trained(make, data, chunk_size, flags=(), **settings):
+def trained(make, data, chunk_size, flags, **settings):
     gradients, recorder = Gradients(), Recorder()
-    flags = dict(flags)
     agent = make(chunk_size=chunk_size, **flags)
     fit(agent, data(), callbacks=[gradients, recorder], **({"precision": "64-true"} | settings))
     return gradients, recorder

@@ -103,7 +103,7 @@ def refused(*flags, name="fit"):
         (["--model.gama=0.9"], ["--model.gama=0.9", "Did you mean gamma?"]),
         (["--model.network.shard=true"], ["--model.network.shard=true", "Did you mean shared?"]),
         (["--data.num_envs=many"], ["--data.num_envs=many", "int"]),
-        (["--model.chunk_size=all"], ["--model.chunk_size=all", "choose from a number, null, auto"]),
+        (["--model.chunk_size=all"], ["--model.chunk_size=all", "choose from a whole number, null, auto"]),
         (["--model.norm_adv=maybe"], ["--model.norm_adv=maybe", "choose from true, false, minibatch, rollout, ema"]),
         (["--trianer.max_epochs=3"], ["--trianer.max_epochs=3"]),
         (["--model.observation_space={}"], ["--model.observation_space", "--data.env", "leave it out"]),

@@ -15,7 +15,7 @@ from ppo_lightning.commands import COMMANDS
 from ppo_lightning.commands.parser import ParserError
 from ppo_lightning.core.errors import ConfigurationError, close_names
 
-_VALUES = {"int": "a number", "float": "a number", "bool": "true, false", "NoneType": "null"}
+_VALUES = {"int": "a whole number", "float": "a number", "bool": "true, false", "NoneType": "null"}
 """How values of these types are written."""
 
 

@@ -224,32 +224,45 @@ def use_channels_last(module: nn.Module) -> None:
 
 
 class NatureCNN(ImageEncoder):
-    """The three-layer CNN of DQN (Mnih et al., Nature 2015): 32 8×8/4, 64 4×4/2, 64 3×3/1, Linear.
+    """The three-layer CNN of DQN (Mnih et al., Nature 2015): convolutions 8×8/4, 4×4/2 and 3×3/1, Linear.
 
     Args:
         observation_space: an image, or a Dict with one.
         hidden_dim: features out.
         in_keys: the key of the image, where a Dict observation has several.
+        channels: channels of each convolution; half of them cost a third.
+
+    Raises:
+        ConfigurationError: not three channels of at least 1, or an image that is too small.
     """
 
     def __init__(
-        self, observation_space: spaces.Space[Any], hidden_dim: int = 512, in_keys: Sequence[str] | None = None
+        self,
+        observation_space: spaces.Space[Any],
+        hidden_dim: int = 512,
+        in_keys: Sequence[str] | None = None,
+        channels: Sequence[int] = (32, 64, 64),
     ) -> None:
         super().__init__(observation_space, in_keys)
+        if len(channels) != 3 or min(channels) < 1:
+            raise ConfigurationError(
+                f"--model.network.encoder.channels={list(channels)} must be three numbers of at least 1, one for each "
+                "convolution of NatureCNN."
+            )
         self.check_size(36)
-        channels, height, width = self.image_shape
+        depth, height, width = self.image_shape
         self.layers = nn.Sequential(
-            orthogonal_(nn.Conv2d(channels, 32, 8, stride=4)),
+            orthogonal_(nn.Conv2d(depth, channels[0], 8, stride=4)),
             nn.ReLU(),
-            orthogonal_(nn.Conv2d(32, 64, 4, stride=2)),
+            orthogonal_(nn.Conv2d(channels[0], channels[1], 4, stride=2)),
             nn.ReLU(),
-            orthogonal_(nn.Conv2d(64, 64, 3, stride=1)),
+            orthogonal_(nn.Conv2d(channels[1], channels[2], 3, stride=1)),
             nn.ReLU(),
             nn.Flatten(),
         )
         use_channels_last(self.layers)
         with torch.no_grad():
-            flat_dim = self.layers(torch.zeros(1, channels, height, width)).shape[1]
+            flat_dim = self.layers(torch.zeros(1, depth, height, width)).shape[1]
         self.linear = nn.Sequential(orthogonal_(nn.Linear(flat_dim, hidden_dim)), nn.ReLU())
         self.output_dim = hidden_dim
 

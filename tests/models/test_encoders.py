@@ -3,6 +3,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict
+from torch import nn
 
 from ppo_lightning.core.errors import ConfigurationError
 from ppo_lightning.models import GridCNN, ImpalaCNN, MLPEncoder, NatureCNN
@@ -185,12 +186,20 @@ def test_grids_of_more_categories_than_cells_are_channels_last():
         (lambda: GridCNN(GRID, scale=0), "scale=0 must be a number above 0"),
         (lambda: GridCNN(GRID, scale=float("nan")), "scale=nan must be a number above 0"),
         (lambda: NatureCNN(spaces.Box(0, 255, (35, 64, 3), np.uint8)), "at least 36×36 pixels, not 35×64"),
+        (lambda: NatureCNN(HWC, channels=[32, 64]), r"channels=\[32, 64\] must be three numbers of at least 1"),
+        (lambda: NatureCNN(HWC, channels=[32, 64, 0]), r"channels=\[32, 64, 0\] must be three"),
         (lambda: ImpalaCNN(spaces.Box(0, 255, (3, 64, 7), np.uint8)), "at least 8×8 pixels, not 64×7"),
     ],
 )
 def test_a_wrong_configuration_is_refused_in_words(build, message):
     with pytest.raises(ConfigurationError, match=message):
         build()
+
+
+def test_narrower_convolutions():
+    encoder = NatureCNN(spaces.Box(0, 255, (64, 64, 3), np.uint8), hidden_dim=256, channels=[16, 32, 48])
+    weights = [part.weight.shape for part in encoder.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
+    assert weights == [(16, 3, 8, 8), (32, 16, 4, 4), (48, 32, 3, 3), (256, 48 * 4 * 4)]
 
 
 def test_the_smallest_images_fit():

@@ -12,15 +12,14 @@ from gymnasium import spaces
 from ppo_lightning.algorithms.clipped import ClippedModule
 from ppo_lightning.algorithms.network import Head, check_heads
 from ppo_lightning.algorithms.normalization import advantage_normalizer, reward_normalizer
-from ppo_lightning.algorithms.objective import ClippedObjective, MinibatchLoss
+from ppo_lightning.algorithms.objective import ClippedObjective, MinibatchLoss, loss_of_values
 from ppo_lightning.algorithms.optimization import Optimization, OptimizerBuilder, SchedulerBuilder
 from ppo_lightning.algorithms.targets import ValueTargets
 from ppo_lightning.core.agent import Batch, Phase
 from ppo_lightning.core.checkpoint import NetworkBuilder
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.rollout import Observation
-from ppo_lightning.functional import advantage_loss, value_loss
-from ppo_lightning.functional.distributions import at_least_float32
+from ppo_lightning.functional import advantage_loss
 from ppo_lightning.models.daac import DAACModel
 from ppo_lightning.models.outputs import run_policy
 
@@ -172,8 +171,8 @@ class DAAC(ClippedModule):
         if self.phase_of(batch_idx) == "value":
             values, rows = self.evaluate_by(self._net.values, batch)
             clip_coef = self.objective.clip_coef.now if self.clip_vloss else None
-            values = at_least_float32(values)
-            return MinibatchLoss(value_loss(values, rows.returns, rows.values, clip_coef), {}, name="value_loss")
+            loss = loss_of_values(values, rows.returns, rows.values, clip_coef)
+            return MinibatchLoss(loss, {}, name="value_loss")
         output, rows = self.evaluate_by(functools.partial(run_policy, self._net), batch)
         advantages = self.minibatch_advantages(rows, batch_idx)
         loss, ratio, parts = self.objective.loss(output.distribution, rows, advantages)

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppo_lightning.algorithms import closed_form
+from ppo_lightning.algorithms.closed_form import actor_loss, are_small, has_closed_form
 from ppo_lightning.algorithms.schedules import LinearSchedule
 from ppo_lightning.core.errors import check_range
 from ppo_lightning.core.rollout import PPOBatch
-from ppo_lightning.functional import approx_kl_divergence, clip_fraction, ppo_clipped_policy_loss
+from ppo_lightning.functional import approx_kl_divergence, clip_fraction, ppo_clipped_policy_loss, value_loss
+from ppo_lightning.functional.distributions import at_least_float32
 
 
 @dataclass
@@ -36,6 +39,13 @@ class MinibatchLoss:
     def total(self) -> Tensor:
         """Both halves together."""
         return self.rest if self.actor is None else self.actor + self.rest
+
+
+def loss_of_values(values: Tensor, returns: Tensor, old_values: Tensor, clip_coef: float | None) -> Tensor:
+    """``functional.value_loss`` of values in full precision, in closed form where that is faster."""
+    values = at_least_float32(values)
+    is_faster = are_small(values, returns, old_values)
+    return (closed_form.critic_loss if is_faster else value_loss)(values, returns, old_values, clip_coef)
 
 
 class ClippedObjective:
@@ -76,6 +86,11 @@ class ClippedObjective:
     def loss(self, distribution: Any, rows: PPOBatch, advantages: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The actor's loss, the ratio ``(B,)``, and what is logged of both by its name, of ``rows`` of batch size B."""
         clip_coef, ent_coef = self.clip_coef.now, self.ent_coef.now
+        if has_closed_form(distribution, rows.actions, rows.log_probs, advantages):
+            loss, ratio, *parts = actor_loss(
+                distribution, rows.actions, rows.log_probs, advantages, clip_coef, ent_coef
+            )
+            return loss, ratio, dict(zip(self.PARTS, parts))
         log_probs = distribution.log_prob(rows.actions)
         policy_loss, ratio = ppo_clipped_policy_loss(log_probs, rows.log_probs, advantages, clip_coef)
         with torch.set_grad_enabled(ent_coef > 0 and torch.is_grad_enabled()):

@@ -18,7 +18,7 @@ from ppo_lightning.algorithms.normalization import (
     reward_normalizer,
     value_layer,
 )
-from ppo_lightning.algorithms.objective import ClippedObjective, MinibatchLoss
+from ppo_lightning.algorithms.objective import ClippedObjective, MinibatchLoss, loss_of_values
 from ppo_lightning.algorithms.optimization import (
     AdaptiveLearningRate,
     Optimization,
@@ -31,8 +31,7 @@ from ppo_lightning.core.agent import ActOutput, Batch, RolloutEnd
 from ppo_lightning.core.checkpoint import NetworkBuilder
 from ppo_lightning.core.errors import check_range
 from ppo_lightning.core.rollout import Observation, Rollout, State
-from ppo_lightning.functional import value_loss
-from ppo_lightning.functional.distributions import DiagonalGaussian, at_least_float32
+from ppo_lightning.functional.distributions import DiagonalGaussian
 from ppo_lightning.models.actor_critic import ActorCritic
 from ppo_lightning.models.gaussian import check_reach
 
@@ -239,7 +238,7 @@ class PPO(ClippedModule):
         advantages = self.minibatch_advantages(rows, batch_idx)
         actor_loss, ratio, parts = self.objective.loss(output.distribution, rows, advantages)
         critic_clip = self.objective.clip_coef.now if self.clip_vloss else None
-        critic_loss = value_loss(at_least_float32(output.value), rows.returns, rows.values, critic_clip)
+        critic_loss = loss_of_values(output.value, rows.returns, rows.values, critic_clip)
         parts["value_loss"] = critic_loss
         for name, (coef, penalty) in self._penalties.items():
             mean = cast(DiagonalGaussian, output.distribution).mean

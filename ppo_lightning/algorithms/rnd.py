@@ -13,14 +13,14 @@ from ppo_lightning.algorithms.batches import batch_of
 from ppo_lightning.algorithms.clipped import ClippedModule
 from ppo_lightning.algorithms.network import Head, build_part, check_heads
 from ppo_lightning.algorithms.normalization import RewardNormalizer, advantage_normalizer
-from ppo_lightning.algorithms.objective import ClippedObjective, MinibatchLoss
+from ppo_lightning.algorithms.objective import ClippedObjective, MinibatchLoss, loss_of_values
 from ppo_lightning.algorithms.optimization import Optimization, OptimizerBuilder, SchedulerBuilder
 from ppo_lightning.algorithms.targets import ValueTargets
 from ppo_lightning.core.agent import Batch, RolloutEnd
 from ppo_lightning.core.checkpoint import NetworkBuilder
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.rollout import ExtraBatch, Observation, Rollout
-from ppo_lightning.functional import continuing_advantage_estimation, value_loss
+from ppo_lightning.functional import continuing_advantage_estimation
 from ppo_lightning.functional.distributions import at_least_float32
 from ppo_lightning.models.novelty import RandomNetworkDistillation, RNDModel
 from ppo_lightning.models.outputs import ModelOutput
@@ -222,9 +222,9 @@ class RND(ClippedModule):
         extra, clip_coef = cast(ExtraBatch, rows).extra, self.objective.clip_coef.now if self.clip_vloss else None
         advantages = self.minibatch_advantages(rows, batch_idx)
         actor_loss, ratio, parts = self.objective.loss(output.distribution, rows, advantages)
-        values, intrinsic_values = at_least_float32(output.value), self.extra_of(output)["intrinsic_values"]
-        parts["value_loss"] = value_loss(values, rows.returns, rows.values, clip_coef)
-        parts["intrinsic_value_loss"] = value_loss(
+        intrinsic_values = self.extra_of(output)["intrinsic_values"]
+        parts["value_loss"] = loss_of_values(output.value, rows.returns, rows.values, clip_coef)
+        parts["intrinsic_value_loss"] = loss_of_values(
             intrinsic_values, extra["intrinsic_returns"], extra["intrinsic_values"], clip_coef
         )
         is_predicted = extra["is_predicted"]

@@ -50,12 +50,12 @@ class Categorical:
     """One of ``A`` actions with probability ``softmax(logits)``; ``logits`` is ``(B, A)``, actions ``(B,)`` int64."""
 
     def __init__(self, logits: Tensor) -> None:
-        self._logits = at_least_float32(logits)
+        self.logits = at_least_float32(logits)
 
     @functools.cached_property
     def log_probs(self) -> Tensor:
         """``(B, A)``, normalised."""
-        return torch.log_softmax(self._logits, dim=-1)
+        return torch.log_softmax(self.logits, dim=-1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         return self.log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
@@ -65,13 +65,13 @@ class Categorical:
 
     def sample(self, noise: Tensor) -> Tensor:
         """By the Gumbel trick: ``argmax(z + G)`` has distribution ``softmax z``, normalised or not."""
-        return (self._logits + noise).argmax(-1)
+        return (self.logits + noise).argmax(-1)
 
     def noise(self) -> Tensor:
         return _gumbel(torch.empty_like(self.log_probs))
 
     def mode(self) -> Tensor:
-        return self._logits.argmax(-1)
+        return self.logits.argmax(-1)
 
     def tempered(self, temperature: float) -> Categorical:
         return Categorical(temper(self.log_probs, temperature))
@@ -86,7 +86,7 @@ class MultiCategorical:
     """
 
     def __init__(self, logits: Tensor, nvec: Sequence[int]) -> None:
-        self._logits = at_least_float32(logits)
+        self.logits = at_least_float32(logits)
         self.nvec = tuple(nvec)
 
     @functools.cached_property
@@ -97,7 +97,7 @@ class MultiCategorical:
 
     @functools.cached_property
     def _padded_log_probs(self) -> Tensor:
-        return torch.log_softmax(self._pad(self._logits), dim=-1)
+        return torch.log_softmax(self._pad(self.logits), dim=-1)
 
     def _pad(self, flat: Tensor) -> Tensor:
         """``(B, sum(nvec))`` to ``(B, D, max(nvec))``: actions that there are none of are impossible."""
@@ -116,13 +116,13 @@ class MultiCategorical:
 
     def sample(self, noise: Tensor) -> Tensor:
         """By the Gumbel trick in each component."""
-        return self._pad(self._logits + noise).argmax(-1)
+        return self._pad(self.logits + noise).argmax(-1)
 
     def noise(self) -> Tensor:
-        return _gumbel(torch.empty_like(self._logits))
+        return _gumbel(torch.empty_like(self.logits))
 
     def mode(self) -> Tensor:
-        return self._pad(self._logits).argmax(-1)
+        return self._pad(self.logits).argmax(-1)
 
     def tempered(self, temperature: float) -> MultiCategorical:
         return MultiCategorical(temper(self.log_probs, temperature), self.nvec)

@@ -1,0 +1,200 @@
+"""Losses in closed form: those of autograd, with its gradients, and only where that is sure."""
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppo_lightning.algorithms import closed_form
+from ppo_lightning.algorithms.closed_form import MOST, are_small, critic_loss, has_closed_form
+from ppo_lightning.algorithms.objective import ClippedObjective, loss_of_values
+from ppo_lightning.core.rollout import PPOBatch
+from ppo_lightning.functional import value_loss
+from ppo_lightning.functional.distributions import ILLEGAL, Categorical, DiagonalGaussian, MultiCategorical
+from ppo_lightning.functional.squashed import SquashedGaussian
+from tests.agents import make_daac, make_rnd
+from tests.runs import Recorder, fit, make_data, make_ppo
+
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+SEEDS = st.integers(0, 2**31)
+
+
+def draw(*shape, generator, dtype=torch.float64):
+    return torch.randn(*shape, generator=generator, dtype=dtype)
+
+
+def minibatch(kind, size, seed, dtype=torch.float64, common=False):
+    """What describes the policies, what makes a distribution of it, and rows of which some ratios are clipped."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "choice":
+        inputs, make = [3 * draw(size, 5, generator=generator, dtype=dtype)], Categorical
+        actions = torch.randint(5, (size,), generator=generator)
+    else:
+        shape = (3,) if common else (size, 3)
+        inputs = [draw(size, 3, generator=generator, dtype=dtype), 0.3 * draw(*shape, generator=generator, dtype=dtype)]
+        make, actions = DiagonalGaussian, 2 * draw(size, 3, generator=generator, dtype=dtype)
+    log_probs = make(*inputs).log_prob(actions)
+    old, advantages, returns = (draw(size, generator=generator, dtype=dtype) for _ in range(3))
+    rows = PPOBatch(
+        obs=torch.zeros(size, 1),
+        actions=actions,
+        log_probs=log_probs + 0.3 * old,
+        advantages=advantages,
+        returns=returns,
+        values=returns + old,
+        batch_size=[size],
+    )
+    return [x.requires_grad_() for x in inputs], make, rows
+
+
+def both(monkeypatch, inputs, make, rows, objective, advantages=None):
+    """Loss, ratio, parts and gradients: in closed form, then by autograd."""
+    advantages = rows.advantages if advantages is None else advantages
+    found = []
+    for is_closed in (True, False):
+        with monkeypatch.context() as patch:
+            if not is_closed:
+                patch.setattr("ppo_lightning.algorithms.objective.has_closed_form", lambda *_: False)
+            loss, ratio, parts = objective.loss(make(*inputs), rows, advantages)
+        assert ("ActorLoss" in type(loss.grad_fn).__name__) == is_closed
+        gradients = torch.autograd.grad(2.5 * loss, inputs)  # as a weight among ranks or of a part has it
+        found.append((loss.detach(), ratio.detach(), {k: v.detach() for k, v in parts.items()}, gradients))
+    return found
+
+
+@pytest.fixture
+def patched():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.mark.parametrize("common", [False, True])
+@pytest.mark.parametrize("kind", ["choice", "numbers"])
+@given(seed=SEEDS, size=st.integers(1, 40), clip_coef=st.floats(0.01, 1.5), ent_coef=st.sampled_from([0.0, 0.01, 1.0]))
+def test_the_actors_loss_and_gradients_are_those_of_autograd(kind, common, seed, size, clip_coef, ent_coef):
+    with pytest.MonkeyPatch.context() as patch:
+        objective = ClippedObjective(clip_coef, ent_coef)
+        own, reference = both(patch, *minibatch(kind, size, seed, common=common), objective)
+    torch.testing.assert_close(own, reference, **EXACT)
+
+
+@pytest.mark.parametrize("kind", ["choice", "numbers"])
+def test_float32_agrees_to_its_rounding(patched, kind):
+    own, reference = both(patched, *minibatch(kind, 64, 3, torch.float32), ClippedObjective(0.2, 0.01))
+    torch.testing.assert_close(own, reference, rtol=2e-5, atol=1e-6)
+    assert all(x.dtype is torch.float32 for x in [own[0], own[1], *own[2].values(), *own[3]])
+
+
+@pytest.mark.parametrize("kind", ["choice", "numbers"])
+def test_ratios_of_one_at_the_range_s_edge_and_advantages_of_nothing(patched, kind):
+    inputs, make, rows = minibatch(kind, 8, 1)
+    log_probs = make(*inputs).log_prob(rows.actions).detach()
+    shifts = torch.tensor([0.0, 0.5, -0.5, 0.0, 1.5, 0.25, 0.0, 0.5], dtype=torch.float64).log1p()
+    rows.log_probs = log_probs - shifts  # ratios of 1, 1.5, 0.5, …
+    advantages = torch.tensor([1.0, -1.0, 2.0, 0.0, 0.0, -0.0, 3.0, 1.0], dtype=torch.float64)
+    own, reference = both(patched, inputs, make, rows, ClippedObjective(0.5, 0.01), advantages)
+    torch.testing.assert_close(own, reference, **EXACT)
+
+
+def test_illegal_actions_get_no_gradient(patched):
+    inputs, make, rows = minibatch("choice", 16, 2, torch.float32)
+    mask = torch.arange(5) < torch.where(torch.arange(16) % 2 == 0, 3, 5).unsqueeze(-1)
+    rows.actions = rows.actions % 3
+
+    def masked(logits):
+        return make(logits.masked_fill(~mask, ILLEGAL))
+
+    own, reference = both(patched, inputs, masked, rows, ClippedObjective(0.2, 0.05))
+    torch.testing.assert_close(own, reference, rtol=2e-5, atol=1e-6)
+    assert not own[3][0][~mask].any()
+
+
+@given(seed=SEEDS, size=st.integers(1, 40), clip_coef=st.one_of(st.none(), st.floats(0.01, 3)), is_tied=st.booleans())
+def test_the_critics_loss_and_gradient_are_those_of_autograd(seed, size, clip_coef, is_tied):
+    generator = torch.Generator().manual_seed(seed)
+    values, returns, old_values = (draw(size, generator=generator) for _ in range(3))
+    if is_tied:  # whole numbers, of which many a maximum is reached twice
+        values, returns, old_values = (x.mul(2).round() for x in (values, returns, old_values))
+        clip_coef = None if clip_coef is None else max(1.0, float(round(clip_coef)))
+    values.requires_grad_()
+    own, reference = (
+        critic_loss(values, returns, old_values, clip_coef),
+        value_loss(values, returns, old_values, clip_coef),
+    )
+    torch.testing.assert_close(own, reference, **EXACT)
+    gradients = [torch.autograd.grad(-3 * loss, values)[0] for loss in (own, reference)]
+    torch.testing.assert_close(*gradients, **EXACT)
+
+
+def test_a_maximum_reached_twice_outside_the_range_learns_half():
+    values = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
+    # 2 is as far from 1.5 as the clipped 1 is
+    loss = critic_loss(values, torch.tensor([1.5]).double(), torch.tensor([0.0]).double(), 1.0)
+    (gradient,) = torch.autograd.grad(loss, values)
+    assert (loss.item(), gradient.item()) == (0.125, 0.25)
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        MultiCategorical(torch.zeros(4, 4), (2, 2)),
+        SquashedGaussian(torch.zeros(4, 2), torch.zeros(2)),
+        Categorical(torch.zeros(MOST // 2 + 1, 2)),
+        DiagonalGaussian(torch.zeros(4, 2), torch.zeros(2, dtype=torch.float64)),
+        Categorical(torch.zeros(4, 2, device="meta")),
+    ],
+)
+def test_others_are_left_to_autograd(distribution):
+    assert not has_closed_form(distribution, torch.zeros(4, 2), torch.zeros(4))
+
+
+def test_mixed_precisions_are_left_to_autograd():
+    single, double = torch.zeros(4), torch.zeros(4, dtype=torch.float64)
+    assert [are_small(*pair) for pair in [(single, single), (double, double)]] == [True, True]
+    assert [are_small(*pair) for pair in [(single, double), (single.bfloat16(),) * 2]] == [False, False]
+    assert not has_closed_form(DiagonalGaussian(torch.zeros(4, 2), torch.zeros(2)), torch.zeros(4, 2).double(), single)
+    assert loss_of_values(single.bfloat16().requires_grad_(), single, single, None).dtype is torch.float32
+
+
+@pytest.mark.parametrize("name", ["advantages", "old_log_probs", "values"])
+def test_a_column_is_no_row(name):
+    rows = {"old_log_probs": torch.zeros(4), "advantages": torch.zeros(4), "values": torch.zeros(4)}
+    rows[name] = torch.zeros(4, 1)
+    values, policy = rows.pop("values"), Categorical(torch.zeros(4, 2))
+    call = functools.partial(closed_form.actor_loss, policy, torch.zeros(4).long(), **rows, clip_coef=1, ent_coef=0)
+    if name == "values":
+        call = functools.partial(critic_loss, values, rows["advantages"], rows["advantages"], None)
+    with pytest.raises(ValueError, match="must be equal"):
+        call()
+
+
+def test_nan_is_told_of_and_not_a_warning(recwarn):
+    loss = critic_loss(torch.tensor([float("nan"), float("inf")]), torch.zeros(2), torch.zeros(2), 0.2)
+    assert loss.isnan()
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("agent", [make_ppo, make_daac, make_rnd])
+def test_rounding_alone_tells_runs_in_closed_form_from_others(agent, monkeypatch):
+    """Whole runs, in float64."""
+    runs = {}
+    for most in (MOST, 0):
+        calls = []
+        monkeypatch.setattr(closed_form, "MOST", most)
+        forward = closed_form._ActorLoss.forward
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                closed_form._ActorLoss,
+                "forward",
+                staticmethod(lambda *args, a=calls, f=forward: (a.append(1), f(*args))[1]),
+            )
+            recorder = Recorder()
+            settings = {} if agent is not make_daac else {"update_epochs": None}
+            fit(agent(), make_data(iterations=3, **settings), callbacks=[recorder], precision="64-true")
+        assert bool(calls) == bool(most)
+        runs[most] = recorder
+    for first, second in zip(*(recorder.after for recorder in runs.values())):
+        for name in first:
+            torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-11)

@@ -87,10 +87,8 @@ class ClippedObjective:
         """The actor's loss, the ratio ``(B,)``, and what is logged of both by its name, of ``rows`` of batch size B."""
         clip_coef, ent_coef = self.clip_coef.now, self.ent_coef.now
         if has_closed_form(distribution, rows.actions, rows.log_probs, advantages):
-            loss, ratio, *parts = actor_loss(
-                distribution, rows.actions, rows.log_probs, advantages, clip_coef, ent_coef
-            )
-            return loss, ratio, dict(zip(self.PARTS, parts))
+            loss, ratio, told = actor_loss(distribution, rows.actions, rows.log_probs, advantages, clip_coef, ent_coef)
+            return loss, ratio, dict(zip(self.PARTS, told.unbind()))
         log_probs = distribution.log_prob(rows.actions)
         policy_loss, ratio = ppo_clipped_policy_loss(log_probs, rows.log_probs, advantages, clip_coef)
         with torch.set_grad_enabled(ent_coef > 0 and torch.is_grad_enabled()):

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -245,18 +244,6 @@ class AdaptiveLearningRate:
                 group["lr"] = min(self.high, group["lr"] * self.FACTOR)
 
 
-def clip_separately(
-    module: nn.Module, critic: Sequence[nn.Parameter], clip_val: float | None, critic_clip_val: float, by_norm: bool
-) -> None:
-    """Clip the gradients of the critic's own parameters by one value, and all others by another (None: not at all)."""
-    own = set(critic)
-    actor = [parameter for parameter in module.parameters() if parameter not in own]
-    clip = nn.utils.clip_grad_norm_ if by_norm else nn.utils.clip_grad_value_
-    if clip_val:
-        clip(actor, clip_val)
-    clip(critic, critic_clip_val)
-
-
 def critic_parameters_of(network: nn.Module, flag: str) -> list[nn.Parameter]:
     """What belongs to a network's critic alone.
 
@@ -281,21 +268,6 @@ def _check_unscaled(trainer: Trainer, optimizer: Optimizer, flags: Sequence[str]
             f"{flags[0]} looks at gradients, which a fused optimiser with --trainer.precision=16-mixed leaves scaled: "
             "use --trainer.precision=bf16-mixed, or an --model.optimizer that is not fused."
         )
-
-
-def clip_in_bfloat16(trainer: Trainer, optimizer: Optimizer, clip_val: float | None, algorithm: str | None) -> bool:
-    """Clip the gradients where Lightning refuses a fused optimiser without need; False where it isn't so.
-
-    bfloat16 needs no loss scaling, so there a fused optimiser may be clipped too.
-    """
-    plugin = trainer.precision_plugin
-    if not (isinstance(plugin, MixedPrecision) and plugin.scaler is None and clip_val):
-        return False
-    if (algorithm or "norm") == "norm":
-        plugin.clip_grad_by_norm(optimizer, clip_val)
-    else:
-        plugin.clip_grad_by_value(optimizer, clip_val)
-    return True
 
 
 def _builder(part: Any, part_type: Any, flag: str) -> Any:

@@ -9,12 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ppo_lightning.algorithms.acting import ActingModule
-from ppo_lightning.algorithms.optimization import (
-    Optimization,
-    clip_in_bfloat16,
-    clip_separately,
-    critic_parameters_of,
-)
+from ppo_lightning.algorithms.clipping import clip_in_bfloat16, clip_on_host, clip_separately
+from ppo_lightning.algorithms.optimization import Optimization, critic_parameters_of
 from ppo_lightning.core.checkpoint import NetworkBuilder
 
 _STATE_KEY = "gradient_guard"
@@ -105,11 +101,12 @@ class OptimizedModule(ActingModule):
         guard, critic_clip_val = self.optimization.guard, self.optimization.critic_gradient_clip_val
         if guard is not None and guard.drops(self, self.env_steps):
             return
+        how = gradient_clip_val, gradient_clip_algorithm
         if critic_clip_val is not None:
             by_norm = (gradient_clip_algorithm or "norm") == "norm"
             clip_separately(self, self._critic_parameters(), gradient_clip_val, critic_clip_val, by_norm)
-        elif not clip_in_bfloat16(self.trainer, optimizer, gradient_clip_val, gradient_clip_algorithm):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif not any(clip(self.trainer, optimizer, *how) for clip in (clip_in_bfloat16, clip_on_host)):
+            self.clip_gradients(optimizer, *how)
 
     @property
     def env_steps(self) -> int:

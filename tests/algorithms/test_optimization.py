@@ -10,8 +10,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
 from ppo_lightning import PPO, ActorCritic, ConfigurationError, MLPEncoder, PPOModel
+from ppo_lightning.algorithms.clipping import clip_on_host
 from ppo_lightning.algorithms.optimization import AdaptiveLearningRate
-from tests.runs import SMALL_NETWORK, Recorder, SmallGRU, fit, make_data, make_ppo, weights
+from tests.runs import SMALL_NETWORK, Recorder, SmallGRU, fit, make_data, make_ppo, make_trainer, weights
 
 GAUSSIAN = functools.partial(PPOModel, encoder=functools.partial(MLPEncoder, hidden_sizes=[8]))
 TARGET = "tests.tasks:Target-v0"
@@ -132,6 +133,53 @@ def test_actor_and_critic_are_clipped_by_themselves(clip_val, algorithm, expecte
     clipped_actor, clipped_critic = map(gradients, halves(ppo))
     torch.testing.assert_close(clipped_critic, expected(critic, 0.25))
     torch.testing.assert_close(clipped_actor, actor if clip_val is None else expected(actor, 0.5))
+
+
+@pytest.mark.parametrize("clip_val", [1e-3, 0.5, 100.0, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_networks_gradients_are_clipped_as_torch_does_it(dtype, clip_val):
+    layers = nn.Sequential(nn.Linear(3, 4), nn.Conv2d(3, 4, 2), nn.Linear(4, 1)).to(dtype)
+    parameters = list(layers.parameters())
+    for parameter in parameters[:-1]:  # the last has none
+        parameter.grad = torch.randn_like(parameter)
+    parameters[2].grad = parameters[2].grad.contiguous(memory_format=torch.channels_last)
+    expected = [parameter.grad.clone() for parameter in parameters[:-1]]
+    nn.utils.clip_grad_norm_(parameters, 1e30)  # changes nothing
+    optimizer = torch.optim.SGD([{"params": parameters[:2]}, {"params": parameters[2:]}], lr=0.1)
+    assert clip_on_host(make_trainer(), optimizer, clip_val, "norm")
+    found = [parameter.grad for parameter in parameters[:-1]]
+    for parameter, gradient in zip(parameters, expected):
+        parameter.grad = gradient
+    nn.utils.clip_grad_norm_(parameters, clip_val)
+    accuracy = 1e-6 if dtype is torch.float32 else 1e-13
+    torch.testing.assert_close(found, [parameter.grad for parameter in parameters[:-1]], rtol=accuracy, atol=accuracy)
+
+
+def test_gradients_that_became_nan_are_as_torch_has_them():
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([math.nan, 1.0])
+    assert clip_on_host(make_trainer(), torch.optim.SGD([parameter], lr=1.0), 0.5, None)
+    assert parameter.grad.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("gradient", "clip_val", "algorithm", "precision"),
+    [
+        (torch.zeros(2), None, "norm", "32-true"),
+        (torch.zeros(2), 0, "norm", "32-true"),
+        (torch.zeros(2), 0.5, "value", "32-true"),
+        (torch.zeros(2), 0.5, "norm", "bf16-mixed"),
+        (torch.zeros(2).to_sparse(), 0.5, "norm", "32-true"),
+        (torch.zeros(2, device="meta"), 0.5, "norm", "32-true"),
+        (torch.zeros(2, dtype=torch.bfloat16), 0.5, "norm", "32-true"),
+        (torch.zeros(2**18 + 1), 0.5, "norm", "32-true"),
+    ],
+)
+def test_other_clipping_is_left_to_torch(gradient, clip_val, algorithm, precision):
+    parameter = nn.Parameter(torch.zeros_like(gradient))
+    parameter.grad = gradient
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    assert not clip_on_host(make_trainer(precision=precision), optimizer, clip_val, algorithm)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -10,6 +10,7 @@ from torch import nn
 
 from ppo_lightning import PPO, ConfigurationError, MLPEncoder, PPOModel, TrainingError
 from ppo_lightning.algorithms.guards import ActorPause, GradientGuard
+from ppo_lightning.algorithms.objective import ClippedObjective
 from tests.runs import Recorder, fit, make_data, make_ppo
 
 GAUSSIAN = functools.partial(PPOModel, encoder=functools.partial(MLPEncoder, hidden_sizes=[8]))
@@ -86,10 +87,13 @@ CRITIC = {"network.critic.fc_value.bias", "network.critic.embedder.layers.0.bias
 def paused_run(monkeypatch, fractions, **settings):
     """A run whose minibatches have these clip fractions, over and over."""
     count = iter(range(10**6))
-    monkeypatch.setattr(
-        "ppo_lightning.algorithms.objective.clip_fraction",
-        lambda ratio, clip: torch.tensor(fractions[next(count) % len(fractions)]),
-    )
+    loss = ClippedObjective.loss
+
+    def with_fraction(*args):
+        total, ratio, parts = loss(*args)
+        return total, ratio, {**parts, "clip_fraction": torch.tensor(fractions[next(count) % len(fractions)])}
+
+    monkeypatch.setattr(ClippedObjective, "loss", with_fraction)
     steps = Steps()
     ppo = make_ppo(network=GAUSSIAN, max_clip_fraction=0.25)
     fit(ppo, make_data(TARGET, update_epochs=1, num_minibatches=len(fractions)), callbacks=[steps], **settings)

@@ -8,13 +8,13 @@ gradients, also where a maximum is reached twice.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ppo_lightning.functional import ppo_clipped_policy_loss, value_loss
 from ppo_lightning.functional.distributions import LOG_SQRT_2PI, Categorical, DiagonalGaussian
 from ppo_lightning.functional.shapes import check_same_shape
 
@@ -26,19 +26,27 @@ MOST = 2**17
 """Numbers that describe a minibatch's policies, beyond which autograd is as fast."""
 
 
-def has_closed_form(distribution: Any, actions: Tensor, *others: Tensor) -> bool:
-    """Whether an actor's loss is one of those here; ``others`` are the further tensors ``(B,)`` that it is made of."""
-    kind = type(distribution)
-    if kind is Categorical:
-        return are_small(distribution.logits, *others)
-    return kind is DiagonalGaussian and are_small(distribution.mean, distribution.logstd, actions, *others)
-
-
-def are_small(first: Tensor, *others: Tensor) -> bool:
-    """Whether tensors are of one dtype, on the CPU, and the first of few numbers."""
-    if first.device.type != "cpu" or first.dtype not in (torch.float32, torch.float64) or first.numel() > MOST:
+def has_closed_form(distribution: Any, actions: Tensor, old_log_probs: Tensor, advantages: Tensor) -> bool:
+    """Whether an actor's loss is one of those here: of ``B`` rows that are as they should be, and few numbers."""
+    others: tuple[Tensor, ...] = old_log_probs, advantages
+    if type(distribution) is Categorical:
+        first = distribution.logits
+        fits = actions.dtype is torch.int64 and actions.device.type == "cpu"
+    elif type(distribution) is DiagonalGaussian:
+        first, others = distribution.mean, (*others, actions)
+        fits = actions.shape == first.shape and distribution.logstd.dtype is first.dtype
+    else:
         return False
-    return all(other.dtype is first.dtype and other.device.type == "cpu" for other in others)
+    rows = first.shape[:1]
+    fits = fits and first.dim() == 2 and rows[0] > 0 and actions.shape[:1] == rows
+    return fits and old_log_probs.shape == advantages.shape == rows and are_small(first, *others)
+
+
+def are_small(learned: Tensor, *others: Tensor) -> bool:
+    """Whether tensors are of one dtype, on the CPU, and the first of few numbers, which alone may have a gradient."""
+    if learned.device.type != "cpu" or learned.dtype not in (torch.float32, torch.float64) or learned.numel() > MOST:
+        return False
+    return all(x.dtype is learned.dtype and x.device.type == "cpu" and not x.requires_grad for x in others)
 
 
 def actor_loss(
@@ -52,7 +60,7 @@ def actor_loss(
     """The clipped policy loss less the weighted entropy, and what is told of both.
 
     Args:
-        distribution: for which :func:`has_closed_form` is true.
+        distribution: for which, and the tensors below, :func:`has_closed_form` is true.
         actions: ``(B,)`` or ``(B, D)``.
         old_log_probs: ``(B,)``, of the rollout.
         advantages: ``(B,)``.
@@ -64,49 +72,71 @@ def actor_loss(
         rollout; and ``(4,)``, the clipped policy loss, the mean entropy, ``functional.approx_kl_divergence`` and
         ``functional.clip_fraction``.
     """
-    check_same_shape(advantages=advantages, old_log_probs=old_log_probs)
     rows = actions.numpy(), old_log_probs.numpy(), advantages.numpy()
+    describe: Callable[..., tuple[Array, Array, Gradients]]
     if isinstance(distribution, Categorical):
-        return _apply(_ActorLoss, (_choice, rows, clip_coef, ent_coef), distribution.logits)
-    return _apply(_ActorLoss, (_numbers, rows, clip_coef, ent_coef), distribution.mean, distribution.logstd)
+        describe, inputs = _choice, [distribution.logits]
+    else:
+        describe, inputs = _numbers, [distribution.mean, distribution.logstd]
+
+    def by_autograd(*inputs: Tensor) -> Tensor:
+        policies = type(distribution)(*inputs)
+        log_probs = policies.log_prob(actions)
+        policy_loss, _ = ppo_clipped_policy_loss(log_probs, old_log_probs, advantages, clip_coef)
+        return policy_loss - ent_coef * policies.entropy().mean()
+
+    return cast(Any, _ActorLoss).apply((describe, rows, clip_coef, ent_coef, by_autograd), *inputs)
 
 
 def critic_loss(values: Tensor, returns: Tensor, old_values: Tensor, clip_coef: float | None) -> Tensor:
-    """As ``functional.value_loss``, of tensors for which :func:`are_small` is true."""
+    """As ``functional.value_loss``, of ``(B,)`` tensors for which :func:`are_small` is true."""
     check_same_shape(values=values, returns=returns, old_values=old_values)
-    return _apply(_CriticLoss, (returns.numpy(), old_values.numpy(), clip_coef), values)
+
+    def by_autograd(values: Tensor) -> Tensor:
+        return value_loss(values, returns, old_values, clip_coef)
+
+    settings = returns.numpy(), old_values.numpy(), clip_coef, by_autograd
+    loss: Tensor = cast(Any, _CriticLoss).apply(settings, values)
+    return loss
 
 
-def _apply(node: Any, settings: tuple[Any, ...], *inputs: Tensor) -> Any:
-    """With all that has no gradient in one argument, as autograd looks at each of them."""
-    return node.apply(settings, *inputs)
+class _ClosedForm(torch.autograd.Function):
+    """A loss whose gradients its forward pass leaves in ``ctx.gradients``, one for each input.
+
+    All that has no gradient is one argument, as autograd looks at each of them.
+    """
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():  # derivatives of these derivatives are asked for
+            inputs, is_asked = ctx.saved_tensors, ctx.needs_input_grad[1:]
+            asked = [x for x, is_due in zip(inputs, is_asked) if is_due]
+            found = iter(torch.autograd.grad(ctx.by_autograd(*inputs), asked, gradient, create_graph=True))
+            return None, *[next(found) if is_due else None for is_due in is_asked]
+        factor = float(gradient)
+        if factor == 1:
+            return None, *map(torch.from_numpy, ctx.gradients)
+        with np.errstate(all="ignore"):
+            return None, *[torch.from_numpy(own * factor) for own in ctx.gradients]
 
 
-def _mean(x: Array) -> Any:
-    return np.add.reduce(x) / len(x)  # a third of the time
-
-
-class _ActorLoss(torch.autograd.Function):
+class _ActorLoss(_ClosedForm):
     @staticmethod
     def forward(ctx: Any, settings: tuple[Any, ...], *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        describe, (actions, old_log_probs, advantages), clip_coef, ent_coef = settings
+        describe, (actions, old_log_probs, advantages), clip_coef, ent_coef, ctx.by_autograd = settings
+        ctx.save_for_backward(*inputs)
         size = len(advantages)
         with np.errstate(all="ignore"):  # what became NaN is told of at the update's end
             log_probs, entropy, gradients = describe(actions, *[x.numpy() for x in inputs])
             log_ratio = log_probs - old_log_probs
             ratio = np.exp(log_ratio)
             surrogate = advantages * ratio
-            nearest = np.minimum(np.maximum(ratio, 1 - clip_coef), 1 + clip_coef)
-            clipped = advantages * nearest
+            clipped = advantages * np.minimum(np.maximum(ratio, 1 - clip_coef), 1 + clip_coef)
             policy_loss, mean_entropy = -_mean(np.minimum(surrogate, clipped)), _mean(entropy)
-            told = (
-                policy_loss,
-                mean_entropy,
-                _mean(np.expm1(log_ratio) - log_ratio),
-                np.count_nonzero(ratio != nearest) / size,
-            )
+            kl, num_clipped = _mean(np.expm1(log_ratio) - log_ratio), np.count_nonzero(np.abs(ratio - 1) > clip_coef)
+            told = policy_loss, mean_entropy, kl, num_clipped / size
             # where both are equal the ratio is inside its range, or the advantage is 0
-            weights = (surrogate <= clipped) * surrogate
+            weights = np.where(surrogate <= clipped, surrogate, 0)
             weights /= -size
             ctx.gradients = gradients(weights, ent_coef / size)
             loss = np.asarray(policy_loss - ent_coef * mean_entropy if ent_coef else policy_loss, dtype=ratio.dtype)
@@ -114,11 +144,9 @@ class _ActorLoss(torch.autograd.Function):
         ctx.mark_non_differentiable(*others)
         return torch.from_numpy(loss), *others
 
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Any, ...]:
-        factor = gradient.numpy()
-        return None, *[torch.from_numpy(own * factor) for own in ctx.gradients]
+
+def _mean(x: Array) -> Any:
+    return np.add.reduce(x) / len(x)  # a third of the time of x.mean()
 
 
 # Rows of a few numbers each are worked out as a few columns, which takes numpy a third of the time.
@@ -132,11 +160,12 @@ def _choice(actions: Array, logits: Array) -> tuple[Array, Array, Gradients]:
     total = np.add.reduce(probs)
     probs /= total
     log_probs -= np.log(total)
-    entropy = -np.add.reduce(probs * log_probs)
+    finite = np.maximum(log_probs, np.finfo(log_probs.dtype).min)  # 0·log 0 = 0
+    entropy = -np.add.reduce(probs * finite)
     chosen = actions, np.arange(len(actions))
 
     def gradients(weights: Array, entropy_weight: float) -> list[Array]:
-        gradient = log_probs + entropy
+        gradient = finite + entropy
         gradient *= entropy_weight
         gradient -= weights
         gradient *= probs
@@ -156,18 +185,20 @@ def _numbers(actions: Array, mean: Array, logstd: Array) -> tuple[Array, Array, 
     constants = logstd + LOG_SQRT_2PI
 
     def gradients(weights: Array, entropy_weight: float) -> list[Array]:
-        squares_less = squares - 1
-        squares_less *= weights
-        squares_less -= entropy_weight
-        return [(weights * z * inverse).T, squares_less.T]
+        weighted = weights * z
+        of_mean = weighted * inverse
+        weighted *= z
+        weighted -= weights + entropy_weight
+        return [of_mean.T, weighted.T]
 
     return -np.add.reduce(0.5 * squares + constants), np.add.reduce(constants) + 0.5 * len(constants), gradients
 
 
-class _CriticLoss(torch.autograd.Function):
+class _CriticLoss(_ClosedForm):
     @staticmethod
-    def forward(ctx: Any, settings: tuple[Array, Array, float | None], tensor: Tensor) -> Tensor:
-        returns, old_values, clip_coef = settings
+    def forward(ctx: Any, settings: tuple[Array, Array, float | None, Any], tensor: Tensor) -> Tensor:
+        returns, old_values, clip_coef, ctx.by_autograd = settings
+        ctx.save_for_backward(tensor)
         values = tensor.numpy()
         with np.errstate(all="ignore"):
             errors = values - returns
@@ -183,10 +214,5 @@ class _CriticLoss(torch.autograd.Function):
                     errors = np.where(stops, 0.5 * (others == squares) * errors, errors)
                 squares = np.maximum(squares, others)
             errors /= len(values)
-            ctx.gradient = errors
+            ctx.gradients = [errors]
             return torch.from_numpy(np.asarray(0.5 * _mean(squares), dtype=values.dtype))
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        return None, torch.from_numpy(ctx.gradient * gradient.numpy())

@@ -44,7 +44,7 @@ class MinibatchLoss:
 def loss_of_values(values: Tensor, returns: Tensor, old_values: Tensor, clip_coef: float | None) -> Tensor:
     """``functional.value_loss`` of values in full precision, in closed form where that is faster."""
     values = at_least_float32(values)
-    is_faster = are_small(values, returns, old_values)
+    is_faster = values.dim() == 1 and are_small(values, returns, old_values)
     return (closed_form.critic_loss if is_faster else value_loss)(values, returns, old_values, clip_coef)
 
 
@@ -84,7 +84,10 @@ class ClippedObjective:
         return [self.clip_coef, self.ent_coef]
 
     def loss(self, distribution: Any, rows: PPOBatch, advantages: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The actor's loss, the ratio ``(B,)``, and what is logged of both by its name, of ``rows`` of batch size B."""
+        """The actor's loss, the ratio ``(B,)``, and what is logged of both by its name, of ``rows`` of batch size B.
+
+        Only the loss has a gradient.
+        """
         clip_coef, ent_coef = self.clip_coef.now, self.ent_coef.now
         if has_closed_form(distribution, rows.actions, rows.log_probs, advantages):
             loss, ratio, told = actor_loss(distribution, rows.actions, rows.log_probs, advantages, clip_coef, ent_coef)
@@ -96,4 +99,5 @@ class ClippedObjective:
         with torch.no_grad():
             kl = approx_kl_divergence(log_probs, rows.log_probs)
             clipped = clip_fraction(ratio, clip_coef)
-        return policy_loss - ent_coef * entropy, ratio, dict(zip(self.PARTS, (policy_loss, entropy, kl, clipped)))
+        parts = (part.detach() for part in (policy_loss, entropy, kl, clipped))
+        return policy_loss - ent_coef * entropy, ratio.detach(), dict(zip(self.PARTS, parts))

@@ -1,6 +1,8 @@
 """Losses in closed form: those of autograd, with its gradients, and only where that is sure."""
 
 import functools
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,27 +90,58 @@ def test_float32_agrees_to_its_rounding(patched, kind):
 
 
 @pytest.mark.parametrize("kind", ["choice", "numbers"])
-def test_ratios_of_one_at_the_range_s_edge_and_advantages_of_nothing(patched, kind):
+def test_ratios_of_one_and_advantages_of_nothing(patched, kind):
     inputs, make, rows = minibatch(kind, 8, 1)
     log_probs = make(*inputs).log_prob(rows.actions).detach()
-    shifts = torch.tensor([0.0, 0.5, -0.5, 0.0, 1.5, 0.25, 0.0, 0.5], dtype=torch.float64).log1p()
-    rows.log_probs = log_probs - shifts  # ratios of 1, 1.5, 0.5, …
+    shifts = torch.tensor([0.0, 0.6, -0.6, 0.0, 1.5, 0.25, 0.0, 0.4], dtype=torch.float64).log1p()
+    rows.log_probs = log_probs - shifts  # ratios of 1, 1.6, 0.4, …
     advantages = torch.tensor([1.0, -1.0, 2.0, 0.0, 0.0, -0.0, 3.0, 1.0], dtype=torch.float64)
     own, reference = both(patched, inputs, make, rows, ClippedObjective(0.5, 0.01), advantages)
     torch.testing.assert_close(own, reference, **EXACT)
 
 
-def test_illegal_actions_get_no_gradient(patched):
+@pytest.mark.parametrize("ent_coef", [0.0, 0.05])
+@pytest.mark.parametrize("lowest", [ILLEGAL, -math.inf])
+def test_illegal_actions_get_no_gradient(patched, lowest, ent_coef):
     inputs, make, rows = minibatch("choice", 16, 2, torch.float32)
     mask = torch.arange(5) < torch.where(torch.arange(16) % 2 == 0, 3, 5).unsqueeze(-1)
     rows.actions = rows.actions % 3
 
     def masked(logits):
-        return make(logits.masked_fill(~mask, ILLEGAL))
+        return make(logits.masked_fill(~mask, lowest))
 
-    own, reference = both(patched, inputs, masked, rows, ClippedObjective(0.2, 0.05))
+    own, reference = both(patched, inputs, masked, rows, ClippedObjective(0.2, ent_coef))
     torch.testing.assert_close(own, reference, rtol=2e-5, atol=1e-6)
+    assert own[0].isfinite()
     assert not own[3][0][~mask].any()
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_only_the_loss_has_a_gradient(monkeypatch, is_closed):
+    inputs, make, rows = minibatch("choice", 4, 0)
+    monkeypatch.setattr(closed_form, "MOST", MOST if is_closed else 0)
+    loss, ratio, parts = ClippedObjective(0.2, 0.01).loss(make(*inputs), rows, rows.advantages)
+    assert loss.requires_grad
+    assert not any(x.requires_grad for x in [ratio, *parts.values()])
+
+
+@pytest.mark.parametrize("kind", ["choice", "numbers", "values"])
+def test_derivatives_of_the_gradients_are_those_of_autograd(monkeypatch, kind):
+    """What a penalty on the gradient asks for."""
+    found = []
+    for most in (MOST, 0):
+        monkeypatch.setattr(closed_form, "MOST", most)
+        inputs, make, rows = minibatch("numbers" if kind == "numbers" else "choice", 6, 4)
+        if kind == "values":
+            inputs = [rows.values.clone().add(0.1).requires_grad_()]
+            loss = loss_of_values(inputs[0], rows.returns, rows.values, 0.2)
+        else:
+            fixed = [inputs[0], *(x.detach() for x in inputs[1:])]  # as a policy of fixed std has it
+            loss, *_ = ClippedObjective(0.2, 0.05).loss(make(*fixed), rows, rows.advantages)
+        assert ("Loss" in type(loss.grad_fn).__name__) == bool(most)
+        (gradient,) = torch.autograd.grad(loss, inputs[:1], create_graph=True)
+        found.append(torch.autograd.grad(loss + 10 * gradient.square().sum(), inputs[:1]))
+    torch.testing.assert_close(*found, **EXACT)
 
 
 @given(seed=SEEDS, size=st.integers(1, 40), clip_coef=st.one_of(st.none(), st.floats(0.01, 3)), is_tied=st.booleans())
@@ -136,44 +169,85 @@ def test_a_maximum_reached_twice_outside_the_range_learns_half():
     assert (loss.item(), gradient.item()) == (0.125, 0.25)
 
 
+ROWS = {"actions": torch.zeros(4).long(), "old_log_probs": torch.zeros(4), "advantages": torch.zeros(4)}
+NUMBERS = ROWS | {"actions": torch.zeros(4, 2)}
+CHOICE, GAUSSIAN = Categorical(torch.zeros(4, 2)), DiagonalGaussian(torch.zeros(4, 2), torch.zeros(2))
+
+
+def test_policies_of_one_choice_or_of_numbers_have_a_closed_form():
+    assert has_closed_form(CHOICE, **ROWS)
+    assert has_closed_form(GAUSSIAN, **NUMBERS)
+
+
 @pytest.mark.parametrize(
-    "distribution",
+    ("distribution", "rows"),
     [
-        MultiCategorical(torch.zeros(4, 4), (2, 2)),
-        SquashedGaussian(torch.zeros(4, 2), torch.zeros(2)),
-        Categorical(torch.zeros(MOST // 2 + 1, 2)),
-        DiagonalGaussian(torch.zeros(4, 2), torch.zeros(2, dtype=torch.float64)),
-        Categorical(torch.zeros(4, 2, device="meta")),
+        (MultiCategorical(torch.zeros(4, 4), (2, 2)), ROWS | {"actions": torch.zeros(4, 2).long()}),
+        (SquashedGaussian(torch.zeros(4, 2), torch.zeros(2)), NUMBERS),
+        (Categorical(torch.zeros(4, MOST // 4 + 1)), ROWS),
+        (Categorical(torch.zeros(4, 2, device="meta")), ROWS),
+        (Categorical(torch.zeros(4, 2).double()), ROWS),
+        (Categorical(torch.zeros(2)), {name: x[0] for name, x in ROWS.items()}),
+        (Categorical(torch.zeros(0, 2)), {name: x[:0] for name, x in ROWS.items()}),
+        (CHOICE, ROWS | {"actions": torch.zeros(4).int()}),
+        (CHOICE, ROWS | {"actions": torch.zeros(3).long()}),
+        (CHOICE, ROWS | {"actions": torch.zeros(4, device="meta").long()}),
+        (CHOICE, ROWS | {"advantages": torch.zeros(4, 1)}),
+        (CHOICE, ROWS | {"advantages": torch.zeros(4, device="meta")}),
+        (CHOICE, ROWS | {"advantages": torch.zeros(4, requires_grad=True)}),
+        (CHOICE, ROWS | {"old_log_probs": torch.zeros(4).double()}),
+        (DiagonalGaussian(torch.zeros(4, 2), torch.zeros(2).double()), NUMBERS),
+        (GAUSSIAN, NUMBERS | {"actions": torch.zeros(4, 2).double()}),
+        (GAUSSIAN, NUMBERS | {"actions": torch.zeros(4, 1)}),
     ],
 )
-def test_others_are_left_to_autograd(distribution):
-    assert not has_closed_form(distribution, torch.zeros(4, 2), torch.zeros(4))
+def test_others_are_left_to_autograd(distribution, rows):
+    assert not has_closed_form(distribution, **rows)
 
 
-def test_mixed_precisions_are_left_to_autograd():
+def test_small_tensors_of_one_full_precision_alone():
     single, double = torch.zeros(4), torch.zeros(4, dtype=torch.float64)
     assert [are_small(*pair) for pair in [(single, single), (double, double)]] == [True, True]
-    assert [are_small(*pair) for pair in [(single, double), (single.bfloat16(),) * 2]] == [False, False]
-    assert not has_closed_form(DiagonalGaussian(torch.zeros(4, 2), torch.zeros(2)), torch.zeros(4, 2).double(), single)
-    assert loss_of_values(single.bfloat16().requires_grad_(), single, single, None).dtype is torch.float32
+    half, learned = single.bfloat16(), single.clone().requires_grad_()
+    assert [are_small(*pair) for pair in [(single, double), (half, half), (single, learned)]] == [False] * 3
+    assert loss_of_values(half.requires_grad_(), single, single, None).dtype is torch.float32
 
 
-@pytest.mark.parametrize("name", ["advantages", "old_log_probs", "values"])
+@pytest.mark.parametrize("name", ["values", "returns", "old_values"])
 def test_a_column_is_no_row(name):
-    rows = {"old_log_probs": torch.zeros(4), "advantages": torch.zeros(4), "values": torch.zeros(4)}
-    rows[name] = torch.zeros(4, 1)
-    values, policy = rows.pop("values"), Categorical(torch.zeros(4, 2))
-    call = functools.partial(closed_form.actor_loss, policy, torch.zeros(4).long(), **rows, clip_coef=1, ent_coef=0)
-    if name == "values":
-        call = functools.partial(critic_loss, values, rows["advantages"], rows["advantages"], None)
+    rows = dict.fromkeys(("values", "returns", "old_values"), torch.zeros(4)) | {name: torch.zeros(4, 1)}
     with pytest.raises(ValueError, match="must be equal"):
-        call()
+        loss_of_values(**rows, clip_coef=None)
 
 
-def test_nan_is_told_of_and_not_a_warning(recwarn):
-    loss = critic_loss(torch.tensor([float("nan"), float("inf")]), torch.zeros(2), torch.zeros(2), 0.2)
+@pytest.mark.parametrize("name", ["log_probs", "advantages"])
+def test_a_column_is_no_row_of_the_actors(name):
+    _, _, rows = minibatch("choice", 4, 0, torch.float32)
+    columns = SimpleNamespace(actions=rows.actions, log_probs=rows.log_probs, advantages=rows.advantages)
+    setattr(columns, name, torch.zeros(4, 1))
+    with pytest.raises(ValueError, match="must be equal"):
+        ClippedObjective(0.2, 0.01).loss(Categorical(torch.zeros(4, 5)), columns, columns.advantages)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3e38, 0.0])
+def test_what_overflows_is_told_of_by_no_warning(factor, recwarn):
+    values = torch.tensor([math.nan, math.inf, 1e30, 3e38], requires_grad=True)
+    loss = critic_loss(values, torch.zeros(4), torch.zeros(4), 0.2)
     assert loss.isnan()
+    (factor * loss).backward()
+    logits = torch.tensor([[math.nan, 0.0], [1e38, -1e38], [0.0, 0.0]], requires_grad=True)
+    rows = torch.zeros(3).long(), torch.tensor([0.0, 0.0, -200.0]), torch.tensor([1.0, 1.0, -3e38])
+    loss, ratio, told = closed_form.actor_loss(Categorical(logits), *rows, 0.2, 0.01)
+    assert loss.isnan()
+    assert ratio[2] == math.inf
+    assert told[3] == pytest.approx(1 / 3)  # NaN is not beyond the range
+    (factor * loss).backward()
     assert not recwarn.list
+
+
+def note(calls, name, forward, *args):
+    calls.add(name)
+    return forward(*args)
 
 
 @pytest.mark.parametrize("agent", [make_ppo, make_daac, make_rnd])
@@ -181,19 +255,17 @@ def test_rounding_alone_tells_runs_in_closed_form_from_others(agent, monkeypatch
     """Whole runs, in float64."""
     runs = {}
     for most in (MOST, 0):
-        calls = []
+        calls = set()
         monkeypatch.setattr(closed_form, "MOST", most)
-        forward = closed_form._ActorLoss.forward
         with monkeypatch.context() as patch:
-            patch.setattr(
-                closed_form._ActorLoss,
-                "forward",
-                staticmethod(lambda *args, a=calls, f=forward: (a.append(1), f(*args))[1]),
-            )
+            for name in ("_ActorLoss", "_CriticLoss"):
+                kind = getattr(closed_form, name)
+                spy = functools.partial(note, calls, name, kind.forward)
+                patch.setattr(kind, "forward", staticmethod(spy))
             recorder = Recorder()
             settings = {} if agent is not make_daac else {"update_epochs": None}
             fit(agent(), make_data(iterations=3, **settings), callbacks=[recorder], precision="64-true")
-        assert bool(calls) == bool(most)
+        assert calls == ({"_ActorLoss", "_CriticLoss"} if most else set())
         runs[most] = recorder
     for first, second in zip(*(recorder.after for recorder in runs.values())):
         for name in first:

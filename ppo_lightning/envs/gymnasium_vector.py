@@ -102,20 +102,18 @@ class GymnasiumVectorEnv(VectorEnv):
             if running.any():
                 obs, infos = self.env.reset(options={"reset_mask": running})
                 result.obs = _own(obs)
-                self._drop(result, infos, besides=running)
+                if RESTARTS in infos:
+                    self._drop(result, infos, infos[f"_{RESTARTS}"] & ~running)
             result = as_only_reset(result, rows)
             self._games.forget(rows)
             self._only_resets &= ~rows
         return result
 
-    def _drop(self, result: StepResult, infos: dict[str, Any], besides: Array) -> None:
-        """Take out of ``result`` the steps of environments that were restarted, without those in ``besides``.
+    def _drop(self, result: StepResult, infos: dict[str, Any], restarted: Array) -> None:
+        """Take out of ``result`` the steps of environments that were restarted.
 
         Where an episode had ended before, or was not begun, nothing is lost.
         """
-        if RESTARTS not in infos:
-            return
-        restarted = infos[f"_{RESTARTS}"] & ~besides
         dropped = restarted & result.valid & ~(result.terminated | result.truncated)
         self._budget.spend(infos, dropped)
         result.rewards = np.where(dropped, 0, result.rewards)
@@ -127,7 +125,7 @@ class GymnasiumVectorEnv(VectorEnv):
         obs, rewards, terminated, truncated, infos = self.env.step(self._to_env(actions))
         obs, ended = _own(obs), terminated | truncated
         starts = ended
-        valid = np.ones_like(ended)
+        valid = np.ones(self.num_envs, dtype=bool)
         if self.resets_in_next_step:
             starts, self._only_resets = self._only_resets, ended
             valid = ~starts
@@ -135,7 +133,8 @@ class GymnasiumVectorEnv(VectorEnv):
         else:
             final_obs = self._final_obs(infos, np.flatnonzero(ended)) if ended.any() else None
         result = StepResult(obs, rewards, terminated, truncated, starts, valid, final_obs)
-        self._drop(result, infos, besides=np.zeros_like(ended))
+        if RESTARTS in infos:
+            self._drop(result, infos, infos[f"_{RESTARTS}"])
         self._games.read(result, infos)
         return result
 

@@ -34,7 +34,7 @@ _ACTIVATIONS: dict[type[nn.Module], Layer] = {
 class HostActor:
     """Acts as an ``ActorCritic`` of vectors does, to rounding, with the very parameters that the network has.
 
-    Good for a rollout: moving the network elsewhere leaves it behind.
+    Good for a rollout: a later change of a Gaussian's std, or moving the network elsewhere, leaves it behind.
 
     Args:
         network: for which :func:`host_actor` finds that it can be done.
@@ -44,7 +44,10 @@ class HostActor:
         self._features = _layers(cast(MLPEncoder, network.embedder), _numpy(network.fc_policy.weight).dtype)
         self._policy = _linear(network.fc_policy)
         self._value = _linear(network.fc_value) if network.critic_embedder is None else None
-        self._logstd = _numpy(network.logstd) if network.is_continuous else None
+        self._std: Array | None = None
+        if network.is_continuous:
+            logstd = _numpy(network.logstd)
+            self._std, self._constant = np.exp(logstd), logstd.sum() + LOG_SQRT_2PI * len(logstd)
 
     def act(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Actions ``(N, …)``, their log-probabilities ``(N,)``, and the values ``(N,)`` of a critic that shares all.
@@ -57,17 +60,16 @@ class HostActor:
         for layer in self._features:
             x = layer(x)
         values = None if self._value is None else torch.from_numpy(self._value(x)[:, 0])
-        draw = _draw_choice if self._logstd is None else self._draw_numbers
+        draw = _draw_choice if self._std is None else self._draw_numbers
         actions, log_probs = draw(self._policy(x), noise.numpy())
         return torch.from_numpy(actions), torch.from_numpy(log_probs), values
 
     def _draw_numbers(self, mean: Array, noise: Array) -> tuple[Array, Array]:
         """As :class:`functional.distributions.DiagonalGaussian`, whose ``z`` is the noise."""
-        assert self._logstd is not None
         log_probs = np.square(noise).sum(-1)
         log_probs *= -0.5
-        log_probs -= self._logstd.sum() + LOG_SQRT_2PI * len(self._logstd)
-        return mean + np.exp(self._logstd) * noise, log_probs
+        log_probs -= self._constant
+        return mean + self._std * noise, log_probs
 
 
 def _draw_choice(logits: Array, noise: Array) -> tuple[Array, Array]:

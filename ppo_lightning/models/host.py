@@ -23,8 +23,11 @@ from ppo_lightning.models.outputs import PPOModelOutput
 Array = np.ndarray[Any, Any]
 Layer = Callable[[Array], Array]
 
-MOST = 2_000_000
-"""Multiplications of a step, of all environments, beyond which torch is as fast."""
+MOST = 2**18
+"""Multiplications of a layer, for all environments, beyond which numpy takes several threads.
+
+Their number changes the last bits: a run would not be the same on machines of one core and of two.
+"""
 _ACTIVATIONS: dict[type[nn.Module], Layer] = {
     nn.Tanh: lambda x: np.tanh(x, out=x),
     nn.ReLU: lambda x: np.maximum(x, 0, out=x),
@@ -96,7 +99,7 @@ def host_actor(network: nn.Module, num_envs: int) -> HostActor | None:
     if network.device.type != "cpu" or head.weight.dtype not in (torch.float32, torch.float64):
         return None
     layers = [*encoder.layers, head]
-    cost = num_envs * sum(layer.weight.numel() for layer in layers if type(layer) is nn.Linear)
+    cost = num_envs * max(layer.weight.numel() for layer in layers if type(layer) is nn.Linear)
     is_known = all(type(layer) is nn.Linear or type(layer) in _ACTIVATIONS for layer in layers)
     return HostActor(network) if is_known and cost <= MOST else None
 

@@ -2,6 +2,9 @@
 
 import functools
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -117,6 +120,37 @@ def with_method(net):
 )
 def test_other_networks_act_themselves(make):
     assert host_actor(make(), 4) is None
+
+
+def test_a_step_is_the_same_bits_with_any_number_of_threads():
+    """The largest layers that are taken, in processes whose numpy may use one and two threads."""
+    script = (
+        "import hashlib, numpy as np; r = np.random.default_rng(0); digest = hashlib.sha256();\n"
+        "for n, width in [(64, 64), (16, 128), (4, 256), (1, 512)]:\n"
+        "    assert n * width * width == 2**18\n"
+        "    for dtype in ('f4', 'f8'):\n"
+        "        x, weight = (r.standard_normal((rows, width)).astype(dtype) for rows in (n, width))\n"
+        "        digest.update((x @ weight.T).tobytes())\n"
+        "print(digest.hexdigest())"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2")
+    }
+    assert len(found) == 1
+    assert host.MOST == 2**18
+
+
+@pytest.mark.parametrize(("width", "num_envs", "is_taken"), [(64, 64, True), (64, 65, False), (128, 16, True)])
+def test_wide_layers_of_many_environments_are_left_to_torch(width, num_envs, is_taken):
+    net = network(hidden_sizes=[width, width])
+    assert (host_actor(net, num_envs) is not None) == is_taken
 
 
 def test_rounding_alone_tells_a_run_in_numpy_from_one_in_torch(monkeypatch):

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from ppo_lightning.functional.distributions import LOG_SQRT_2PI
 from ppo_lightning.models.actor_critic import ActorCritic
+from ppo_lightning.models.daac import DAACModel
 from ppo_lightning.models.encoders import MLPEncoder
+from ppo_lightning.models.gaussian import PPOActor, PPOModel
 from ppo_lightning.models.normalization import ObservationNormalizer
 from ppo_lightning.models.outputs import PPOModelOutput
 
@@ -28,6 +30,8 @@ MOST = 2**18
 
 Their number changes the last bits: a run would not be the same on machines of one core and of two.
 """
+_KINDS = {("cpu", torch.float32), ("cpu", torch.float64)}
+_METHODS = {"forward", "policy", "values", "evaluate", "output", "parameters_for"}
 _ACTIVATIONS: dict[type[nn.Module], Layer] = {
     nn.Tanh: lambda x: np.tanh(x, out=x),
     nn.ReLU: lambda x: np.maximum(x, 0, out=x),
@@ -35,22 +39,27 @@ _ACTIVATIONS: dict[type[nn.Module], Layer] = {
 
 
 class HostActor:
-    """Acts as an ``ActorCritic`` of vectors does, to rounding, with the very parameters that the network has.
+    """Acts as a small network does, to rounding, with the very parameters that the network has.
 
     Good for a rollout: a later change of a Gaussian's std, or moving the network elsewhere, leaves it behind.
 
     Args:
-        network: for which :func:`host_actor` finds that it can be done.
+        encoder: of vectors, by layers that are known here.
+        head: Linear to logits or means.
+        value_head: of a critic that shares the encoder; None for one of its own.
+        logstd: a Gaussian's, ``(D,)``; None for a choice.
     """
 
-    def __init__(self, network: ActorCritic) -> None:
-        self._features = _layers(cast(MLPEncoder, network.embedder), _numpy(network.fc_policy.weight).dtype)
-        self._policy = _linear(network.fc_policy)
-        self._value = _linear(network.fc_value) if network.critic_embedder is None else None
+    def __init__(
+        self, encoder: MLPEncoder, head: nn.Linear, value_head: nn.Linear | None, logstd: Tensor | None
+    ) -> None:
+        self._features = _layers(encoder, _numpy(head.weight).dtype)
+        self._policy = _linear(head)
+        self._value = None if value_head is None else _linear(value_head)
         self._std: Array | None = None
-        if network.is_continuous:
-            logstd = _numpy(network.logstd)
-            self._std, self._constant = np.exp(logstd), logstd.sum() + LOG_SQRT_2PI * len(logstd)
+        if logstd is not None:
+            numbers = _numpy(logstd)
+            self._std, self._constant = np.exp(numbers), numbers.sum() + LOG_SQRT_2PI * len(numbers)
 
     def act(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Actions ``(N, …)``, their log-probabilities ``(N,)``, and the values ``(N,)`` of a critic that shares all.
@@ -85,28 +94,43 @@ def _draw_choice(logits: Array, noise: Array) -> tuple[Array, Array]:
 
 
 def host_actor(network: nn.Module, num_envs: int) -> HostActor | None:
-    """What acts for a network of small layers on the CPU; None for any other.
+    """What acts for an ``ActorCritic``, ``DAACModel`` or ``PPOModel`` of small layers on the CPU; None for any other.
 
     Nor for one that a hook watches or a method of its own changes, or that looks at anything but a vector.
     """
-    if type(network) is not ActorCritic or not _is_plain(network) or network.core is not None:
+    parts = _parts_of(network)
+    if parts is None or not all(map(_is_plain, network.modules())):
         return None
-    encoder, head = network.embedder, network.fc_policy
+    encoder, head, _, _ = parts
     if type(encoder) is not MLPEncoder or not _is_for_vectors(encoder):
         return None
-    if not network.is_continuous and network._logits_output is not PPOModelOutput:
-        return None
-    if network.device.type != "cpu" or head.weight.dtype not in (torch.float32, torch.float64):
-        return None
     layers = [*encoder.layers, head]
-    cost = num_envs * max(layer.weight.numel() for layer in layers if type(layer) is nn.Linear)
-    is_known = all(type(layer) is nn.Linear or type(layer) in _ACTIVATIONS for layer in layers)
-    return HostActor(network) if is_known and cost <= MOST else None
+    if not all(type(layer) is nn.Linear or type(layer) in _ACTIVATIONS for layer in layers):
+        return None
+    weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+    kinds = {(weight.device.type, weight.dtype) for weight in weights}
+    is_small = num_envs * max(weight.numel() for weight in weights) <= MOST
+    return HostActor(*parts) if is_small and kinds <= {("cpu", head.weight.dtype)} and kinds & _KINDS else None
 
 
-def _is_plain(network: nn.Module) -> bool:
-    watched = any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())
-    return not watched and {"forward", "policy", "values"}.isdisjoint(vars(network))
+def _parts_of(network: nn.Module) -> tuple[MLPEncoder, nn.Linear, nn.Linear | None, Tensor | None] | None:
+    """What a :class:`HostActor` is made of."""
+    if type(network) in (ActorCritic, DAACModel):
+        assert isinstance(network, ActorCritic)
+        if network.core is not None or not (network.is_continuous or network._logits_output is PPOModelOutput):
+            return None
+        value_head = network.fc_value if network.critic_embedder is None else None
+        logstd = network.logstd if network.is_continuous else None
+        return cast(MLPEncoder, network.embedder), network.fc_policy, value_head, logstd
+    if type(network) is not PPOModel or type(network.actor) is not PPOActor:
+        return None
+    actor = network.actor
+    is_known = not actor.squash and actor.logstd is not None
+    return (cast(MLPEncoder, actor.embedder), actor.mu, None, actor.logstd) if is_known else None
+
+
+def _is_plain(part: nn.Module) -> bool:
+    return not (part._forward_hooks or part._forward_pre_hooks) and _METHODS.isdisjoint(vars(part))
 
 
 def _is_for_vectors(encoder: MLPEncoder) -> bool:

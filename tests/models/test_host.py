@@ -12,49 +12,103 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from ppo_lightning import ActorCritic, GRUCore, MLPEncoder, ObservationNormalizer
+from ppo_lightning import ActorCritic, DAACModel, GRUCore, MLPEncoder, ObservationNormalizer, PPOActor, PPOModel
 from ppo_lightning.functional.distributions import draw_noise
 from ppo_lightning.models import host
 from ppo_lightning.models.host import host_actor
+from ppo_lightning.models.outputs import run_network
 from tests.runs import Recorder, fit, make_data, make_ppo
 
 VECTOR, CHOICE = spaces.Box(-2, 2, (5,), np.float64), spaces.Discrete(3)
 NUMBERS = spaces.Box(-1, 1, (2,))
 
 
-def network(action_space=CHOICE, obs_space=VECTOR, core=None, shared=False, seed=0, **encoder):
-    torch.manual_seed(seed)
-    builder = functools.partial(MLPEncoder, **({"hidden_sizes": [16, 16]} | encoder))
-    made = ActorCritic(obs_space, action_space, builder, shared=shared, core=core)
-    for parameter in made.parameters():  # heads that say something
+def builder(**encoder):
+    return functools.partial(MLPEncoder, **({"hidden_sizes": [16, 16]} | encoder))
+
+
+def varied(made):
+    """With heads that say something."""
+    for parameter in made.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     return made
 
 
+def network(action_space=CHOICE, obs_space=VECTOR, core=None, shared=False, seed=0, **encoder):
+    torch.manual_seed(seed)
+    return varied(ActorCritic(obs_space, action_space, builder(**encoder), shared=shared, core=core))
+
+
+def daac(action_space=CHOICE, obs_space=VECTOR, **encoder):
+    return varied(DAACModel(obs_space, action_space, builder(**encoder)))
+
+
+def gaussian(action_space=NUMBERS, obs_space=VECTOR, std="learned", squash=False, rescale_actions=False, **encoder):
+    return varied(PPOModel(obs_space, action_space, builder(**encoder), None, std, -0.7, squash, rescale_actions))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("action_space", [CHOICE, NUMBERS])
+@pytest.mark.parametrize(
+    ("make", "action_space"),
+    [
+        (functools.partial(network, shared=False), CHOICE),
+        (functools.partial(network, shared=True), CHOICE),
+        (functools.partial(network, shared=False), NUMBERS),
+        (functools.partial(network, shared=True), NUMBERS),
+        (daac, CHOICE),
+        (daac, NUMBERS),
+        (gaussian, NUMBERS),
+        (functools.partial(gaussian, std="fixed", rescale_actions=True), spaces.Box(-3, 5, (2,))),
+    ],
+)
 @pytest.mark.parametrize("encoder", [{}, {"activation": "ReLU"}, {"normalizer": ObservationNormalizer}])
 @pytest.mark.parametrize("num_envs", [1, 7])
-def test_it_acts_as_the_network_does(dtype, shared, action_space, encoder, num_envs):
-    net = network(action_space, shared=shared, **encoder).to(dtype)
+def test_it_acts_as_the_network_does(dtype, make, action_space, encoder, num_envs):
+    net = make(action_space, **encoder).to(dtype)
     if "normalizer" in encoder:
-        net.embedder.normalizer.update(torch.tensor([[9.0, 0.3, 0.01]] * 5, dtype=torch.float64))
+        for part in net.modules():
+            if isinstance(part, ObservationNormalizer):
+                part.update(torch.tensor([[9.0, 0.3, 0.01]] * 5, dtype=torch.float64))
     actor = host_actor(net, num_envs)
     generators = [torch.Generator().manual_seed(seed) for seed in range(num_envs)]
     for noise in draw_noise(action_space, 50, generators, dtype, torch.device("cpu")):
         obs = torch.randn(num_envs, 5, dtype=torch.float64)
         with torch.no_grad():
-            output = net(obs)
+            output, _ = run_network(net, obs)
             expected = output.distribution.sample(noise)
             log_probs = output.distribution.log_prob(expected)
         actions, own_log_probs, values = actor.act(obs, noise)
         accuracy = {"rtol": 0, "atol": 2e-5 if dtype == torch.float32 else 1e-12}
         torch.testing.assert_close(actions, expected, **accuracy)
         torch.testing.assert_close(own_log_probs, log_probs, **accuracy)
-        assert (values is not None) == shared
-        if shared:
+        assert (values is not None) == (getattr(net, "critic_embedder", 0) is None)
+        if values is not None:
             torch.testing.assert_close(values, output.value, **accuracy)
+
+
+def test_the_environment_is_given_what_the_network_maps_actions_to(monkeypatch):
+    """As in torch, of actions beyond -1 and 1 too."""
+    rollouts = {}
+    for most in (host.MOST, 0):
+        monkeypatch.setattr(host, "MOST", most)
+        torch.manual_seed(0)
+        model = functools.partial(PPOModel, rescale_actions=True, initial_logstd=1.0)
+        ppo, given = make_ppo(network=model), []
+        act = ppo.act
+
+        def spy(*args, act=act, given=given):
+            output = act(*args)
+            given.append((output.actions, output.env_actions))
+            return output
+
+        ppo.act = spy
+        fit(ppo, make_data("tests.tasks:Target-v0", iterations=1), precision="64-true")
+        rollouts[most] = given
+    for own, reference in zip(*rollouts.values()):
+        torch.testing.assert_close(own, reference, rtol=0, atol=1e-12)
+    actions, env_actions = (torch.cat(column) for column in zip(*rollouts[0]))
+    assert actions.abs().max() > 1
+    assert not torch.equal(actions, env_actions)
 
 
 def test_its_samples_pass_a_chi_square_test():
@@ -88,13 +142,33 @@ class Changed(ActorCritic):
     """May do anything."""
 
 
-def with_hook(net):
-    net.embedder.layers[0].register_forward_hook(lambda *_: None)
+class OtherActor(PPOActor):
+    """May do anything, too."""
+
+
+def with_actor(kind):
+    net = gaussian()
+    net.actor = kind(VECTOR, NUMBERS, builder())
     return net
 
 
-def with_method(net):
-    net.policy = lambda obs: None
+def with_encoder_in(dtype):
+    net = network()
+    net.embedder.to(dtype)
+    return net
+
+
+def part_of(net, name):
+    return getattr(net, name) if name else net
+
+
+def with_hook(net, part=""):
+    part_of(net, part).embedder.layers[0].register_forward_hook(lambda *_: None)
+    return net
+
+
+def with_method(net, name="policy", part=""):
+    setattr(part_of(net, part), name, lambda obs: None)
     return net
 
 
@@ -116,6 +190,13 @@ def with_method(net):
         lambda: with_hook(network()),
         lambda: with_method(network()),
         lambda: nn.Linear(5, 3),
+        lambda: gaussian(squash=True),
+        lambda: gaussian(std="state_dependent"),
+        lambda: with_actor(OtherActor),
+        lambda: with_hook(gaussian(), "actor"),
+        lambda: with_method(gaussian(), "parameters_for", "actor"),
+        lambda: with_method(gaussian(), "evaluate"),
+        lambda: with_encoder_in(torch.float64),
     ],
 )
 def test_other_networks_act_themselves(make):

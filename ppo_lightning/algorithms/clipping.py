@@ -12,6 +12,8 @@ from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision,
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ppo_lightning.core.host import is_on_host
+
 MOST = 2**18
 """Numbers of all gradients, beyond which torch clips as fast."""
 _PLAIN = Precision, DoublePrecision  # others scale gradients, or have parts of them on other ranks
@@ -71,6 +73,5 @@ def clip_on_host(trainer: Trainer, optimizer: Optimizer, clip_val: float | None,
 
 
 def _is_plain(gradient: Tensor) -> bool:
-    is_known = type(gradient) is Tensor and gradient.dtype in (torch.float32, torch.float64)
-    is_dense = gradient.device.type == "cpu" and gradient.layout is torch.strided
-    return is_known and is_dense and not gradient.requires_grad
+    is_dense = type(gradient) is Tensor and gradient.layout is torch.strided
+    return is_dense and is_on_host(gradient) and not gradient.requires_grad

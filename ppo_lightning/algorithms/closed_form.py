@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppo_lightning.core.host import Array, is_on_host
 from ppo_lightning.functional import ppo_clipped_policy_loss, value_loss
 from ppo_lightning.functional.distributions import LOG_SQRT_2PI, Categorical, DiagonalGaussian
 from ppo_lightning.functional.shapes import check_same_shape
 
-Array = np.ndarray[Any, Any]
 Gradients = Callable[[Array, float], list[Array]]
 """Takes the derivatives by the log-probabilities, and the weight of the entropy; gives those by the inputs."""
 
@@ -44,9 +44,9 @@ def has_closed_form(distribution: Any, actions: Tensor, old_log_probs: Tensor, a
 
 def are_small(learned: Tensor, *others: Tensor) -> bool:
     """Whether tensors are of one dtype, on the CPU, and the first of few numbers, which alone may have a gradient."""
-    if learned.device.type != "cpu" or learned.dtype not in (torch.float32, torch.float64) or learned.numel() > MOST:
+    if not is_on_host(learned) or learned.numel() > MOST:
         return False
-    return all(x.dtype is learned.dtype and x.device.type == "cpu" and not x.requires_grad for x in others)
+    return all(is_on_host(x) and x.dtype is learned.dtype and not x.requires_grad for x in others)
 
 
 def actor_loss(

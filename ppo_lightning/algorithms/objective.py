@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ppo_lightning.algorithms import closed_form
-from ppo_lightning.algorithms.closed_form import actor_loss, are_small, has_closed_form
 from ppo_lightning.algorithms.schedules import LinearSchedule
 from ppo_lightning.core.errors import check_range
 from ppo_lightning.core.rollout import PPOBatch
@@ -44,7 +43,7 @@ class MinibatchLoss:
 def loss_of_values(values: Tensor, returns: Tensor, old_values: Tensor, clip_coef: float | None) -> Tensor:
     """``functional.value_loss`` of values in full precision, in closed form where that is faster."""
     values = at_least_float32(values)
-    is_faster = values.dim() == 1 and are_small(values, returns, old_values)
+    is_faster = values.dim() == 1 and closed_form.are_small(values, returns, old_values)
     return (closed_form.critic_loss if is_faster else value_loss)(values, returns, old_values, clip_coef)
 
 
@@ -89,8 +88,9 @@ class ClippedObjective:
         Only the loss has a gradient.
         """
         clip_coef, ent_coef = self.clip_coef.now, self.ent_coef.now
-        if has_closed_form(distribution, rows.actions, rows.log_probs, advantages):
-            loss, ratio, told = actor_loss(distribution, rows.actions, rows.log_probs, advantages, clip_coef, ent_coef)
+        known = distribution, rows.actions, rows.log_probs, advantages
+        if closed_form.has_closed_form(*known):
+            loss, ratio, told = closed_form.actor_loss(*known, clip_coef, ent_coef)
             return loss, ratio, dict(zip(self.PARTS, told.unbind()))
         log_probs = distribution.log_prob(rows.actions)
         policy_loss, ratio = ppo_clipped_policy_loss(log_probs, rows.log_probs, advantages, clip_coef)

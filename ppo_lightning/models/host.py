@@ -14,6 +14,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from ppo_lightning.core.host import Array, is_on_host
 from ppo_lightning.functional.distributions import LOG_SQRT_2PI
 from ppo_lightning.models.actor_critic import ActorCritic
 from ppo_lightning.models.daac import DAACModel
@@ -22,7 +23,6 @@ from ppo_lightning.models.gaussian import PPOActor, PPOModel
 from ppo_lightning.models.normalization import ObservationNormalizer
 from ppo_lightning.models.outputs import PPOModelOutput
 
-Array = np.ndarray[Any, Any]
 Layer = Callable[[Array], Array]
 
 MOST = 2**18
@@ -30,7 +30,6 @@ MOST = 2**18
 
 Their number changes the last bits: a run would not be the same on machines of one core and of two.
 """
-_KINDS = {("cpu", torch.float32), ("cpu", torch.float64)}
 _METHODS = {"forward", "policy", "values", "evaluate", "output", "parameters_for"}
 _ACTIVATIONS: dict[type[nn.Module], Layer] = {
     nn.Tanh: lambda x: np.tanh(x, out=x),
@@ -108,9 +107,10 @@ def host_actor(network: nn.Module, num_envs: int) -> HostActor | None:
     if not all(type(layer) is nn.Linear or type(layer) in _ACTIVATIONS for layer in layers):
         return None
     weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
-    kinds = {(weight.device.type, weight.dtype) for weight in weights}
+    if not all(is_on_host(weight) and weight.dtype is head.weight.dtype for weight in weights):
+        return None
     is_small = num_envs * max(weight.numel() for weight in weights) <= MOST
-    return HostActor(*parts) if is_small and kinds <= {("cpu", head.weight.dtype)} and kinds & _KINDS else None
+    return HostActor(*parts) if is_small else None
 
 
 def _parts_of(network: nn.Module) -> tuple[MLPEncoder, nn.Linear, nn.Linear | None, Tensor | None] | None:

@@ -58,7 +58,7 @@ def both(monkeypatch, inputs, make, rows, objective, advantages=None):
     for is_closed in (True, False):
         with monkeypatch.context() as patch:
             if not is_closed:
-                patch.setattr("ppo_lightning.algorithms.objective.has_closed_form", lambda *_: False)
+                patch.setattr("ppo_lightning.algorithms.closed_form.has_closed_form", lambda *_: False)
             loss, ratio, parts = objective.loss(make(*inputs), rows, advantages)
         assert ("ActorLoss" in type(loss.grad_fn).__name__) == is_closed
         gradients = torch.autograd.grad(2.5 * loss, inputs)  # as a weight among ranks or of a part has it

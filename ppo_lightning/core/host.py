@@ -1,0 +1,16 @@
+"""What numpy works out in the place of torch, where a call of torch takes longer than what it computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = np.ndarray[Any, Any]
+
+
+def is_on_host(x: Tensor) -> bool:
+    """Whether numpy computes with a tensor's memory as torch does: on the CPU, in 32 or 64 bits."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)

@@ -135,8 +135,8 @@ class _ActorLoss(_ClosedForm):
             policy_loss, mean_entropy = -_mean(np.minimum(surrogate, clipped)), _mean(entropy)
             kl, num_clipped = _mean(np.expm1(log_ratio) - log_ratio), np.count_nonzero(np.abs(ratio - 1) > clip_coef)
             told = policy_loss, mean_entropy, kl, num_clipped / size
-            # where both are equal the ratio is inside its range, or the advantage is 0
-            weights = np.where(surrogate <= clipped, surrogate, 0)
+            # equal ones are inside the range, or of an advantage of 0; NaN stays NaN, for a guard to see
+            weights = np.where(surrogate > clipped, 0, surrogate)
             weights /= -size
             ctx.gradients = gradients(weights, ent_coef / size)
             loss = np.asarray(policy_loss - ent_coef * mean_entropy if ent_coef else policy_loss, dtype=ratio.dtype)

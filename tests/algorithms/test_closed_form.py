@@ -250,6 +250,21 @@ def note(calls, name, forward, *args):
     return forward(*args)
 
 
+@pytest.mark.parametrize("name", ["advantages", "log_probs", "returns"])
+@pytest.mark.parametrize("most", [MOST, 0])
+def test_a_row_that_is_nan_makes_its_gradient_nan(monkeypatch, name, most):
+    """Else a guard of gradients would let its step pass."""
+    monkeypatch.setattr(closed_form, "MOST", most)
+    (logits,), make, rows = minibatch("choice", 4, 0)
+    getattr(rows, name)[1] = math.nan
+    values = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    loss, *_ = ClippedObjective(0.2, 0.01).loss(make(logits), rows, rows.advantages)
+    (loss + loss_of_values(values, rows.returns, rows.values, 0.2)).backward()
+    found = values.grad if name == "returns" else logits.grad
+    assert found[1].isnan().all()
+    assert found[[0, 2, 3]].isfinite().all()
+
+
 @pytest.mark.parametrize("agent", [make_ppo, make_daac, make_rnd])
 def test_rounding_alone_tells_runs_in_closed_form_from_others(agent, monkeypatch):
     """Whole runs, in float64."""

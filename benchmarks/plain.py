@@ -11,9 +11,9 @@ import sys
 
 from ppo_lightning.algorithms import clipping, closed_form
 from ppo_lightning.cli.program import main
-from ppo_lightning.models import host
+from ppo_lightning.models import host, host_pass
 
 if __name__ == "__main__":
-    for module in (closed_form, clipping, host):
+    for module in (closed_form, clipping, host, host_pass):
         module.MOST = 0
     main([*sys.argv[1:], "--trainer.precision=32-true", "--model.chunk_size=null"])

@@ -101,7 +101,7 @@ class ActingModule(LightningModule):
             self._host_actor, self._looks_for_host_actor = self._find_host_actor(len(obs)), False
         if self._host_actor is not None:
             actions, log_probs, values = self._host_actor.act(cast(Tensor, obs), noise)
-            return ActOutput(actions, log_probs, values, to_env(self._net, actions))
+            return ActOutput(actions, log_probs, values, self._host_actor.to_env(actions))
         if self._has_own_critic:  # of whose values none is needed to act
             output, values = run_policy(self._net, obs), None
         else:

@@ -12,7 +12,7 @@ from lightning.pytorch.core.saving import _load_from_checkpoint
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor, nn
 
-from ppo_lightning.algorithms.borders import IterationBorders
+from ppo_lightning.algorithms.borders import IterationBorders, leave_out_empty_hooks
 from ppo_lightning.algorithms.clock import TrainingClock
 from ppo_lightning.algorithms.normalization import check_same_statistics
 from ppo_lightning.algorithms.optimization import Optimization
@@ -93,6 +93,7 @@ class OnPolicyModule(OptimizedModule):
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, IterationBorders) for callback in callbacks):
             callbacks.insert(0, IterationBorders())
+        leave_out_empty_hooks(self, callbacks)
         if self.has_unused_parameters:
             allow_unused_parameters(self.trainer)
         if self.network is None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from gymnasium import spaces
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from ppo_lightning.algorithms.base import OnPolicyModule
 from ppo_lightning.algorithms.batches import batch_of, rows_of_sequences
 from ppo_lightning.algorithms.chunks import chunk_size_for, chunks_of, mean_of
+from ppo_lightning.algorithms.clipping import is_plain
 from ppo_lightning.algorithms.guards import ActorPause
 from ppo_lightning.algorithms.normalization import AdvantageNormalizer, ObservationStatistics, RewardNormalizer
 from ppo_lightning.algorithms.objective import ClippedObjective, MinibatchLoss
@@ -22,6 +25,7 @@ from ppo_lightning.core.checkpoint import NetworkBuilder
 from ppo_lightning.core.errors import ConfigurationError, check_range
 from ppo_lightning.core.ranks import mean_over_ranks
 from ppo_lightning.core.rollout import Observation, PPOBatch, Rollout
+from ppo_lightning.models.host_pass import HostPass, host_pass
 from ppo_lightning.models.memory import unroll
 from ppo_lightning.models.outputs import ModelOutput, run_network
 
@@ -65,6 +69,7 @@ class ClippedModule(OnPolicyModule):
         self.actor_pause: ActorPause | None = None
         self._observation_statistics = ObservationStatistics()
         self._chunk_size: int | None = None
+        self._host_pass: HostPass | None = None
 
     def build_network(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         """Build the network for these spaces and remember them in the checkpoint."""
@@ -127,6 +132,25 @@ class ClippedModule(OnPolicyModule):
 
     # -- an update
 
+    def start_update(self, batch: Batch, minibatches: Sequence[Tensor], phases: Sequence[str]) -> None:
+        """Ask the other ranks what they have of each minibatch, and whether the network is one for ``HostPass``."""
+        super().start_update(batch, minibatches, phases)
+        self._host_pass = self._find_host_pass(max(map(len, minibatches)))
+
+    def _find_host_pass(self, num_rows: int) -> HostPass | None:
+        """What runs the network in this update, where that is faster and the same."""
+        trainer, kind = self.trainer, type(self)
+        # what others make of a loss may ask autograd for the parameters
+        is_ours = kind.minibatch_loss.__module__.startswith("ppo_lightning.")
+        is_ours = is_ours and kind.training_step is ClippedModule.training_step
+        is_alone = type(trainer.strategy) is SingleDeviceStrategy and is_plain(trainer.precision_plugin)
+        return host_pass(self._net, num_rows) if is_ours and is_alone else None
+
+    def finish_iteration(self) -> None:
+        """Look for a NaN on any rank and log the iteration, once."""
+        self._host_pass = None
+        super().finish_iteration()
+
     def start_schedules(self, remaining: float) -> None:
         """The clip range and the weight of the entropy; the actor learns again."""
         for schedule in self.objective.schedules:
@@ -155,7 +179,11 @@ class ClippedModule(OnPolicyModule):
         return rows_of_sequences(run(batch.obs, batch.initial_state, batch.episode_starts), batch)
 
     def _run_rows(self, obs: Observation, *memory: Any) -> ModelOutput:
-        output: ModelOutput = unroll(self._net, obs, *memory) if memory else run_network(self._net, obs)[0]
+        output: ModelOutput
+        if self._host_pass is not None:
+            output = self._host_pass(cast(Tensor, obs))
+        else:
+            output = unroll(self._net, obs, *memory) if memory else run_network(self._net, obs)[0]
         return output
 
     def minibatch_advantages(self, rows: PPOBatch, batch_idx: int) -> Tensor:
@@ -189,6 +217,9 @@ class ClippedModule(OnPolicyModule):
         self._moments = None
         self._finish_minibatch(mean_of(losses), batch_idx)
         return loss
+
+    # Lightning looks for it in every minibatch, and a function's takes three times as long to find out
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
     def _finish_minibatch(self, found: MinibatchLoss, batch_idx: int) -> Tensor:
         """Take a minibatch's numbers down, react to them, and give its loss the weight that it has among ranks."""

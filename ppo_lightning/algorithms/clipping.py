@@ -16,7 +16,11 @@ from ppo_lightning.core.host import is_on_host
 
 MOST = 2**18
 """Numbers of all gradients, beyond which torch clips as fast."""
-_PLAIN = Precision, DoublePrecision  # others scale gradients, or have parts of them on other ranks
+
+
+def is_plain(plugin: Precision) -> bool:
+    """Whether gradients are what they are: other precisions scale them, or have parts of them on other ranks."""
+    return type(plugin) in (Precision, DoublePrecision)
 
 
 def clip_separately(
@@ -53,13 +57,13 @@ def clip_on_host(trainer: Trainer, optimizer: Optimizer, clip_val: float | None,
     """
     by_norm = (algorithm or trainer.gradient_clip_algorithm or "norm") == "norm"
     is_the_trainers = by_norm and clip_val == trainer.gradient_clip_val  # Lightning has a word to say of others
-    if not (clip_val and clip_val > 0 and is_the_trainers and type(trainer.precision_plugin) in _PLAIN):
+    if not (clip_val and clip_val > 0 and is_the_trainers and is_plain(trainer.precision_plugin)):
         return False
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not all(map(_is_plain, gradients)) or sum(gradient.numel() for gradient in gradients) > MOST:
+    if not all(map(_is_dense, gradients)) or sum(gradient.numel() for gradient in gradients) > MOST:
         return False
-    arrays = [gradient.numpy() for gradient in gradients]
+    arrays = [gradient.numpy() for gradient in _in_one_piece(gradients)]
     with np.errstate(all="ignore"):
         # no product of BLAS, which gives other bits with other numbers of threads
         norm = math.sqrt(sum(float(np.add.reduce(np.square(array), axis=None)) for array in arrays))
@@ -72,6 +76,14 @@ def clip_on_host(trainer: Trainer, optimizer: Optimizer, clip_val: float | None,
     return True
 
 
-def _is_plain(gradient: Tensor) -> bool:
+def _in_one_piece(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The tensor that they are the parts of, as those of a ``HostPass`` are; themselves where there is none."""
+    whole = gradients[0]._base if gradients else None
+    if whole is None or any(gradient._base is not whole for gradient in gradients):
+        return gradients
+    return [whole] if whole.numel() == sum(gradient.numel() for gradient in gradients) else gradients
+
+
+def _is_dense(gradient: Tensor) -> bool:
     is_dense = type(gradient) is Tensor and gradient.layout is torch.strided
     return is_dense and is_on_host(gradient) and not gradient.requires_grad

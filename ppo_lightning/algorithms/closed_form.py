@@ -8,7 +8,7 @@ gradients, also where a maximum is reached twice.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -75,9 +75,9 @@ def actor_loss(
     rows = actions.numpy(), old_log_probs.numpy(), advantages.numpy()
     describe: Callable[..., tuple[Array, Array, Gradients]]
     if isinstance(distribution, Categorical):
-        describe, inputs = _choice, [distribution.logits]
+        describe, inputs = describe_choice, [distribution.logits]
     else:
-        describe, inputs = _numbers, [distribution.mean, distribution.logstd]
+        describe, inputs = describe_numbers, [distribution.mean, distribution.logstd]
 
     def by_autograd(*inputs: Tensor) -> Tensor:
         policies = type(distribution)(*inputs)
@@ -123,26 +123,48 @@ class _ClosedForm(torch.autograd.Function):
 class _ActorLoss(_ClosedForm):
     @staticmethod
     def forward(ctx: Any, settings: tuple[Any, ...], *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        describe, (actions, old_log_probs, advantages), clip_coef, ent_coef, ctx.by_autograd = settings
+        describe, rows, clip_coef, ent_coef, ctx.by_autograd = settings
         ctx.save_for_backward(*inputs)
-        size = len(advantages)
         with np.errstate(all="ignore"):  # what became NaN is told of at the update's end
-            log_probs, entropy, gradients = describe(actions, *[x.numpy() for x in inputs])
-            log_ratio = log_probs - old_log_probs
-            ratio = np.exp(log_ratio)
-            surrogate = advantages * ratio
-            clipped = advantages * np.minimum(np.maximum(ratio, 1 - clip_coef), 1 + clip_coef)
-            policy_loss, mean_entropy = -_mean(np.minimum(surrogate, clipped)), _mean(entropy)
-            kl, num_clipped = _mean(np.expm1(log_ratio) - log_ratio), np.count_nonzero(np.abs(ratio - 1) > clip_coef)
-            told = policy_loss, mean_entropy, kl, num_clipped / size
-            # equal ones are inside the range, or of an advantage of 0; NaN stays NaN, for a guard to see
-            weights = np.where(surrogate > clipped, 0, surrogate)
-            weights /= -size
-            ctx.gradients = gradients(weights, ent_coef / size)
-            loss = np.asarray(policy_loss - ent_coef * mean_entropy if ent_coef else policy_loss, dtype=ratio.dtype)
-        others = torch.from_numpy(ratio), torch.from_numpy(np.array(told, dtype=ratio.dtype))
+            description = describe(rows[0], *[x.numpy() for x in inputs])
+            terms = actor_terms(description, rows[1], rows[2], clip_coef, ent_coef)
+        ctx.gradients, dtype = terms.gradients, terms.ratio.dtype
+        others = torch.from_numpy(terms.ratio), torch.from_numpy(np.array(terms.told, dtype=dtype))
         ctx.mark_non_differentiable(*others)
-        return torch.from_numpy(loss), *others
+        return torch.from_numpy(np.asarray(terms.loss, dtype=dtype)), *others
+
+
+class ActorTerms(NamedTuple):
+    """The actor's loss of ``B`` rows; ``told`` are the four numbers of :func:`actor_loss`."""
+
+    loss: Any
+    told: tuple[Any, Any, Any, Any]
+    ratio: Array
+    gradients: list[Array]
+
+
+def actor_terms(
+    description: tuple[Array, Array, Gradients],
+    old_log_probs: Array,
+    advantages: Array,
+    clip_coef: float,
+    ent_coef: float,
+) -> ActorTerms:
+    """Of what :func:`describe_choice` or :func:`describe_numbers` described; its gradients are by their inputs."""
+    (log_probs, entropy, gradients), size = description, len(advantages)
+    log_ratio = log_probs - old_log_probs
+    ratio = np.exp(log_ratio)
+    surrogate = advantages * ratio
+    clipped = advantages * np.minimum(np.maximum(ratio, 1 - clip_coef), 1 + clip_coef)
+    policy_loss, mean_entropy = -_mean(np.minimum(surrogate, clipped)), _mean(entropy)
+    kl, num_clipped = _mean(np.expm1(log_ratio) - log_ratio), np.count_nonzero(np.abs(ratio - 1) > clip_coef)
+    # equal ones are inside the range, or of an advantage of 0; NaN stays NaN, for a guard to see
+    weights = np.where(surrogate > clipped, 0, surrogate)
+    weights /= -size
+    loss = policy_loss - ent_coef * mean_entropy if ent_coef else policy_loss
+    return ActorTerms(
+        loss, (policy_loss, mean_entropy, kl, num_clipped / size), ratio, gradients(weights, ent_coef / size)
+    )
 
 
 def _mean(x: Array) -> Any:
@@ -152,8 +174,11 @@ def _mean(x: Array) -> Any:
 # Rows of a few numbers each are worked out as a few columns, which takes numpy a third of the time.
 
 
-def _choice(actions: Array, logits: Array) -> tuple[Array, Array, Gradients]:
-    """Of ``functional.distributions.Categorical``, with logits ``(B, A)``."""
+def describe_choice(actions: Array, logits: Array) -> tuple[Array, Array, Gradients]:
+    """Of ``functional.distributions.Categorical``: the log-probabilities and entropies ``(B,)`` of logits ``(B, A)``.
+
+    And what takes their gradients further.
+    """
     log_probs = np.ascontiguousarray(logits.T)
     log_probs = log_probs - np.maximum.reduce(log_probs)
     probs = np.exp(log_probs)
@@ -175,8 +200,11 @@ def _choice(actions: Array, logits: Array) -> tuple[Array, Array, Gradients]:
     return log_probs[chosen], entropy, gradients
 
 
-def _numbers(actions: Array, mean: Array, logstd: Array) -> tuple[Array, Array, Gradients]:
-    """Of ``functional.distributions.DiagonalGaussian``, with ``mean`` and ``logstd`` ``(B, D)``."""
+def describe_numbers(actions: Array, mean: Array, logstd: Array) -> tuple[Array, Array, Gradients]:
+    """The same of ``functional.distributions.DiagonalGaussian``, with ``mean (B, D)``.
+
+    ``logstd`` is ``(B, D)``, or ``(1, D)`` where it is the same in all rows; its gradient is ``(B, D)``.
+    """
     logstd = np.ascontiguousarray(logstd.T)
     inverse = np.exp(-logstd)
     z = np.ascontiguousarray((actions - mean).T)
@@ -199,20 +227,25 @@ class _CriticLoss(_ClosedForm):
     def forward(ctx: Any, settings: tuple[Array, Array, float | None, Any], tensor: Tensor) -> Tensor:
         returns, old_values, clip_coef, ctx.by_autograd = settings
         ctx.save_for_backward(tensor)
-        values = tensor.numpy()
         with np.errstate(all="ignore"):
-            errors = values - returns
-            squares = errors * errors
-            if clip_coef is not None:
-                change = values - old_values
-                nearest = np.minimum(np.maximum(change, -clip_coef), clip_coef)
-                others = np.square(old_values + nearest - returns)
-                # within its range the clipped value is the value; beyond it, where its error is the worse, none learns;
-                # as autograd has it, one that is as bad counts half
-                stops = (others >= squares) & (change != nearest)
-                if stops.any():
-                    errors = np.where(stops, 0.5 * (others == squares) * errors, errors)
-                squares = np.maximum(squares, others)
-            errors /= len(values)
-            ctx.gradients = [errors]
-            return torch.from_numpy(np.asarray(0.5 * _mean(squares), dtype=values.dtype))
+            loss, gradient = critic_terms(tensor.numpy(), returns, old_values, clip_coef)
+        ctx.gradients = [gradient]
+        return torch.from_numpy(np.asarray(loss, dtype=gradient.dtype))
+
+
+def critic_terms(values: Array, returns: Array, old_values: Array, clip_coef: float | None) -> tuple[Any, Array]:
+    """``functional.value_loss`` of ``B`` rows, and its gradient by ``values (B,)``."""
+    errors = values - returns
+    squares = errors * errors
+    if clip_coef is not None:
+        change = values - old_values
+        nearest = np.minimum(np.maximum(change, -clip_coef), clip_coef)
+        others = np.square(old_values + nearest - returns)
+        # within its range the clipped value is the value; beyond it, where its error is the worse, none learns;
+        # as autograd has it, one that is as bad counts half
+        stops = (others >= squares) & (change != nearest)
+        if stops.any():
+            errors = np.where(stops, (0.5 * errors) * (others == squares), errors)
+        squares = np.maximum(squares, others)
+    errors /= len(values)
+    return 0.5 * _mean(squares), errors

@@ -168,12 +168,14 @@ class DAAC(ClippedModule):
 
     def minibatch_loss(self, batch: Batch, batch_idx: int) -> MinibatchLoss:
         """The loss of the network whose phase it is."""
+        passes = self._host_pass
         if self.phase_of(batch_idx) == "value":
-            values, rows = self.evaluate_by(self._net.values, batch)
+            values, rows = self.evaluate_by(self._net.values if passes is None else passes.values, batch)
             clip_coef = self.objective.clip_coef.now if self.clip_vloss else None
             loss = loss_of_values(values, rows.returns, rows.values, clip_coef)
             return MinibatchLoss(loss, {}, name="value_loss")
-        output, rows = self.evaluate_by(functools.partial(run_policy, self._net), batch)
+        run = functools.partial(run_policy, self._net) if passes is None else passes.policy
+        output, rows = self.evaluate_by(run, batch)
         advantages = self.minibatch_advantages(rows, batch_idx)
         loss, ratio, parts = self.objective.loss(output.distribution, rows, advantages)
         parts["advantage_loss"] = advantage_loss(self._net.advantages(output.hidden, rows.actions), advantages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, Literal, Optional, Union, cast
 
 from gymnasium import spaces
@@ -11,6 +12,7 @@ from torch import Tensor
 from ppo_lightning.algorithms.batches import batch_of
 from ppo_lightning.algorithms.clipped import ClippedModule
 from ppo_lightning.algorithms.guards import ActorPause, GradientGuard
+from ppo_lightning.algorithms.host_loss import can_learn, ppo_loss
 from ppo_lightning.algorithms.normalization import (
     ReturnNormalizer,
     advantage_normalizer,
@@ -30,7 +32,7 @@ from ppo_lightning.algorithms.targets import ValueTargets
 from ppo_lightning.core.agent import ActOutput, Batch, RolloutEnd
 from ppo_lightning.core.checkpoint import NetworkBuilder
 from ppo_lightning.core.errors import check_range
-from ppo_lightning.core.rollout import Observation, Rollout, State
+from ppo_lightning.core.rollout import Observation, PPOBatch, Rollout, State
 from ppo_lightning.functional.distributions import DiagonalGaussian
 from ppo_lightning.models.actor_critic import ActorCritic
 from ppo_lightning.models.gaussian import check_reach
@@ -186,6 +188,7 @@ class PPO(ClippedModule):
         self.actor_pause = None if max_clip_fraction is None else ActorPause(max_clip_fraction)
         self.return_normalizer = ReturnNormalizer(norm_ema) if normalize_returns else None
         self._penalties: dict[str, tuple[float, Penalty]] = {}
+        self._has_host_loss = False
         self.build_if_known(observation_space, action_space)
 
     def build_network(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
@@ -232,8 +235,29 @@ class PPO(ClippedModule):
 
     # -- an update
 
+    def start_update(self, batch: Batch, minibatches: Sequence[Tensor], phases: Sequence[str]) -> None:
+        """Ask the other ranks what they have of each minibatch, and find out how these are best learned from."""
+        super().start_update(batch, minibatches, phases)
+        is_whole = type(self) is PPO and not self._penalties and self.actor_pause is None
+        is_whole = is_whole and self.optimization.adaptive_lr is None
+        is_whole = is_whole and self._chunk_size is None and not self._pretrains_critic
+        self._has_host_loss = is_whole and self._host_pass is not None and can_learn(self._host_pass, batch)
+
+    def _host_loss(self, rows: PPOBatch) -> MinibatchLoss:
+        """What :meth:`minibatch_loss` comes to, but for rounding."""
+        assert self._host_pass is not None
+        clip_coef, ent_coef = self.objective.clip_coef.now, self.objective.ent_coef.now
+        normalizer, critic_clip = self.advantage_normalizer, clip_coef if self.clip_vloss else None
+        is_normalized = normalizer is not None and normalizer.scope == "minibatch"
+        loss, ratio, told = ppo_loss(
+            self._host_pass, rows, is_normalized, clip_coef, ent_coef, self.vf_coef, critic_clip
+        )
+        return MinibatchLoss(loss, dict(zip((*self.objective.PARTS, "value_loss"), told.unbind())), ratio=ratio)
+
     def minibatch_loss(self, batch: Batch, batch_idx: int) -> MinibatchLoss:
         """The losses of actor and critic."""
+        if self._has_host_loss and self._host_pass is not None:
+            return self._host_loss(cast(PPOBatch, batch))
         output, rows = self.evaluate(batch)
         advantages = self.minibatch_advantages(rows, batch_idx)
         actor_loss, ratio, parts = self.objective.loss(output.distribution, rows, advantages)

@@ -26,7 +26,7 @@ from ppo_lightning.core.rollout import (
     where_rows,
 )
 from ppo_lightning.data.episodes import EpisodeStatistics
-from ppo_lightning.data.finite import check_finite_observation
+from ppo_lightning.data.finite import are_finite, check_finite_observation
 from ppo_lightning.data.warm_up import warm_up
 from ppo_lightning.envs.base import Array, ArrayObservation, StepResult, VectorEnv
 from ppo_lightning.models.actor_critic import as_observation
@@ -123,18 +123,18 @@ class Collector:
                 check_finite_observation(self._obs, "at its first reset")
                 if self._legal is not None:
                     self._legal.check(self._obs, np.ones(self.env.num_envs, dtype=bool), "at its first reset")
-            noise = agent.draw_noise(self.num_steps, generators)
-            for step in range(self.num_steps):
-                self._play(agent, step, noise[step], truncations)
+            device = agent.device
+            for step, noise in enumerate(agent.draw_noise(self.num_steps, generators).unbind(0)):
+                self._play(agent, device, step, noise, truncations)
             assert self._writer is not None
             rollout = self._writer.rollout
             self._host.write(rollout)
             self._bootstrap(agent, rollout, truncations)
         return rollout
 
-    def _play(self, agent: Agent, step: int, noise: Tensor, truncations: _Truncations) -> None:
+    def _play(self, agent: Agent, device: torch.device, step: int, noise: Tensor, truncations: _Truncations) -> None:
         assert self._obs is not None
-        obs = as_observation(self._obs, agent.device)
+        obs = as_observation(self._obs, device)
         output = agent.act(obs, noise, self._state)
         if self._writer is None:
             self._writer = RolloutWriter(self._allocate(agent, obs, output))
@@ -153,9 +153,9 @@ class Collector:
         self._host.add(step, result, self._starts)
         self.episodes.add(result)
         if result.final_obs is not None and result.truncated.any():
-            truncations.add(step, result, output.state, agent.device)
+            truncations.add(step, result, output.state, device)
         if agent.keeps_next_obs:
-            write(step, next_obs=_following(result, agent.device))
+            write(step, next_obs=_following(result, device))
         self._obs, self._starts = result.obs, result.episode_starts
         self._state = _clear_state(output.state, self._beginning, result.episode_starts)
 
@@ -170,7 +170,7 @@ class Collector:
         return kind.allocate(self.num_steps, obs, output.actions, values, **storage)
 
     def _check_finite(self, result: StepResult, step: int) -> None:
-        if not np.isfinite(result.rewards).all():
+        if not are_finite(result.rewards):
             row = int(np.flatnonzero(~np.isfinite(result.rewards))[0])
             raise TrainingError(
                 f"The reward of environment {row} at step {step} of the rollout is {result.rewards[row]}: training "
@@ -220,7 +220,7 @@ class _HostColumns:
     def add(self, step: int, result: StepResult, episode_starts: Array) -> None:
         self.rewards[step] = result.rewards
         self.terminated[step] = result.terminated
-        self.truncated[step] = result.truncated & ~result.terminated
+        self.truncated[step] = result.truncated
         self.valid[step] = result.valid
         self.episode_starts[step] = episode_starts
         if result.dropped is not None and step:
@@ -235,6 +235,7 @@ class _HostColumns:
         self.truncated[last] |= dropped & self.valid[last] & ~self.terminated[last]
 
     def write(self, rollout: Rollout) -> None:
+        self.truncated &= ~self.terminated
         for name in ("rewards", "terminated", "truncated", "valid", "episode_starts"):
             getattr(rollout, name).copy_(torch.from_numpy(getattr(self, name)))
 

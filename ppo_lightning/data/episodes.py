@@ -61,7 +61,7 @@ class EpisodeStatistics:
         ended = step.terminated | step.truncated
         if step.goes_on is not None:
             ended = ended & ~step.goes_on
-        if not ended.any():
+        if not np.count_nonzero(ended):
             return []
         rows = np.flatnonzero(ended)
         episodes = [self._close(int(row), step.solved) for row in rows]

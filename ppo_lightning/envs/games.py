@@ -41,6 +41,8 @@ class Games:
 
     def read(self, result: StepResult, infos: Mapping[str, Any]) -> None:
         """Complete the result of a step by what its ``infos`` say."""
+        if not (infos or self._are_told):
+            return
         at_end = infos if self._resets_in_next_step else infos.get("final_info", {})
         result.scores = _scores(infos, infos.get("final_info", {}))
         self._are_told = self._are_told or GOES_ON in infos or GOES_ON in at_end

@@ -15,6 +15,7 @@ from ppo_lightning.core.errors import ConfigurationError, close_names
 from ppo_lightning.core.spaces import check_spaces
 from ppo_lightning.envs.base import EnvFactory, VectorEnv
 from ppo_lightning.envs.gymnasium_vector import GymnasiumVectorEnv
+from ppo_lightning.envs.in_process import InProcess
 from ppo_lightning.envs.mujoco import check_mujoco, choose_renderer, without_notices
 from ppo_lightning.envs.restart import Restarting
 from ppo_lightning.envs.state import SimulatorState, record_actions
@@ -129,7 +130,7 @@ class GymnasiumEnv(EnvFactory):
 
     def _make_sync(self, num_envs: int, kwargs: dict[str, Any], autoreset_mode: AutoresetMode) -> Any:
         make_one = functools.partial(_make_one, self.id, {**self.kwargs, **kwargs}, self.wrappers)
-        return gymnasium.vector.SyncVectorEnv([make_one] * num_envs, autoreset_mode=autoreset_mode)
+        return InProcess([make_one] * num_envs, autoreset_mode=autoreset_mode)
 
 
 def _make_one(id: str, kwargs: dict[str, Any], wrappers: Sequence[Callable[[Any], Any]]) -> Any:

@@ -135,10 +135,14 @@ class MLPEncoder(Encoder):
         self.register_buffer("_is_number", torch.tensor(is_number), persistent=False)
 
     def forward(self, obs: Observation) -> Tensor:
+        return self.layers(self.inputs(obs))
+
+    def inputs(self, obs: Observation) -> Tensor:
+        """What the layers are given for ``B`` observations, ``(B, F)`` in the parameters' dtype."""
         dtype = cast(nn.Linear, self.layers[0]).weight.dtype
         if self.normalizer is None:
-            return self.layers(self._flat(obs, dtype))
-        return self.layers(self.normalizer(self._flat(obs, self.normalizer.mean.dtype)).to(dtype))
+            return self._flat(obs, dtype)
+        return self.normalizer(self._flat(obs, self.normalizer.mean.dtype)).to(dtype)
 
     def moments_of(self, obs: Observation) -> Tensor:
         """What ``B`` observations of the network would enter the normaliser's statistics as, ``(F, 3)``."""

@@ -5,32 +5,25 @@ A step of four CartPoles runs some 25 operations on a few hundred numbers: 0.14 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
-from ppo_lightning.core.host import Array, is_on_host
+from ppo_lightning.core.host import MOST_OF_PRODUCT, Array
 from ppo_lightning.functional.distributions import LOG_SQRT_2PI
-from ppo_lightning.models.actor_critic import ActorCritic
-from ppo_lightning.models.daac import DAACModel
 from ppo_lightning.models.encoders import MLPEncoder
-from ppo_lightning.models.gaussian import PPOActor, PPOModel
+from ppo_lightning.models.host_parts import host_parts, is_known
 from ppo_lightning.models.normalization import ObservationNormalizer
-from ppo_lightning.models.outputs import PPOModelOutput
 
 Layer = Callable[[Array], Array]
 
-MOST = 2**18
-"""Multiplications of a layer, for all environments, beyond which numpy takes several threads.
-
-Their number changes the last bits: a run would not be the same on machines of one core and of two.
-"""
-_METHODS = {"forward", "policy", "values", "evaluate", "output", "parameters_for"}
+MOST = MOST_OF_PRODUCT
+"""Multiplications of a layer, for all environments, beyond which torch's are taken."""
 _ACTIVATIONS: dict[type[nn.Module], Layer] = {
     nn.Tanh: lambda x: np.tanh(x, out=x),
     nn.ReLU: lambda x: np.maximum(x, 0, out=x),
@@ -45,13 +38,20 @@ class HostActor:
     Args:
         encoder: of vectors, by layers that are known here.
         head: Linear to logits or means.
+        to_env: what the environment is given for actions.
         value_head: of a critic that shares the encoder; None for one of its own.
         logstd: a Gaussian's, ``(D,)``; None for a choice.
     """
 
     def __init__(
-        self, encoder: MLPEncoder, head: nn.Linear, value_head: nn.Linear | None, logstd: Tensor | None
+        self,
+        encoder: MLPEncoder,
+        head: nn.Linear,
+        to_env: Callable[[Tensor], Tensor],
+        value_head: nn.Linear | None,
+        logstd: Tensor | None,
     ) -> None:
+        self.to_env = to_env
         self._features = _layers(encoder, _numpy(head.weight).dtype)
         self._policy = _linear(head)
         self._value = None if value_head is None else _linear(value_head)
@@ -86,8 +86,7 @@ class HostActor:
 def _draw_choice(logits: Array, noise: Array) -> tuple[Array, Array]:
     """As :class:`functional.distributions.Categorical`."""
     actions = (logits + noise).argmax(-1)
-    num_envs, num_actions = logits.shape
-    chosen = logits.ravel()[np.arange(0, num_envs * num_actions, num_actions) + actions]
+    chosen = logits[_rows(len(logits)), actions]
     with np.errstate(invalid="ignore"):  # a network that became NaN is told of at the update's end
         return actions, chosen - np.logaddexp.reduce(logits, -1)
 
@@ -97,46 +96,23 @@ def host_actor(network: nn.Module, num_envs: int) -> HostActor | None:
 
     Nor for one that a hook watches or a method of its own changes, or that looks at anything but a vector.
     """
-    parts = _parts_of(network)
-    if parts is None or not all(map(_is_plain, network.modules())):
+    parts = host_parts(network)
+    if parts is None or not is_known(parts.encoder, parts.head):
         return None
-    encoder, head, _, _ = parts
-    if type(encoder) is not MLPEncoder or not _is_for_vectors(encoder):
-        return None
-    layers = [*encoder.layers, head]
-    if not all(type(layer) is nn.Linear or type(layer) in _ACTIVATIONS for layer in layers):
-        return None
-    weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
-    if not all(is_on_host(weight) and weight.dtype is head.weight.dtype for weight in weights):
-        return None
+    weights = [layer.weight for layer in (*parts.encoder.layers, parts.head) if isinstance(layer, nn.Linear)]
     is_small = num_envs * max(weight.numel() for weight in weights) <= MOST
-    return HostActor(*parts) if is_small else None
+    value_head = parts.value_head if parts.critic_encoder is None else None
+    own_to_env = getattr(network, "to_env", _unchanged)
+    return HostActor(parts.encoder, parts.head, own_to_env, value_head, parts.logstd) if is_small else None
 
 
-def _parts_of(network: nn.Module) -> tuple[MLPEncoder, nn.Linear, nn.Linear | None, Tensor | None] | None:
-    """What a :class:`HostActor` is made of."""
-    if type(network) in (ActorCritic, DAACModel):
-        assert isinstance(network, ActorCritic)
-        if network.core is not None or not (network.is_continuous or network._logits_output is PPOModelOutput):
-            return None
-        value_head = network.fc_value if network.critic_embedder is None else None
-        logstd = network.logstd if network.is_continuous else None
-        return cast(MLPEncoder, network.embedder), network.fc_policy, value_head, logstd
-    if type(network) is not PPOModel or type(network.actor) is not PPOActor:
-        return None
-    actor = network.actor
-    is_known = not actor.squash and actor.logstd is not None
-    return (cast(MLPEncoder, actor.embedder), actor.mu, None, actor.logstd) if is_known else None
+@functools.lru_cache(maxsize=8)
+def _rows(num_rows: int) -> Array:
+    return np.arange(num_rows)
 
 
-def _is_plain(part: nn.Module) -> bool:
-    return not (part._forward_hooks or part._forward_pre_hooks) and _METHODS.isdisjoint(vars(part))
-
-
-def _is_for_vectors(encoder: MLPEncoder) -> bool:
-    (part, *others) = encoder.parts
-    is_vector = isinstance(part, spaces.Box) and len(part.shape) == 1 and part.dtype != np.uint8
-    return is_vector and not others and encoder.in_keys is None and not encoder.within
+def _unchanged(actions: Tensor) -> Tensor:
+    return actions
 
 
 def _layers(encoder: MLPEncoder, dtype: np.dtype[Any]) -> list[Layer]:

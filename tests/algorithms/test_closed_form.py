@@ -16,6 +16,7 @@ from ppo_lightning.core.rollout import PPOBatch
 from ppo_lightning.functional import value_loss
 from ppo_lightning.functional.distributions import ILLEGAL, Categorical, DiagonalGaussian, MultiCategorical
 from ppo_lightning.functional.squashed import SquashedGaussian
+from ppo_lightning.models import host_pass
 from tests.agents import make_daac, make_rnd
 from tests.runs import Recorder, fit, make_data, make_ppo
 
@@ -272,6 +273,7 @@ def test_rounding_alone_tells_runs_in_closed_form_from_others(agent, monkeypatch
     for most in (MOST, 0):
         calls = set()
         monkeypatch.setattr(closed_form, "MOST", most)
+        monkeypatch.setattr(host_pass, "MOST", 0)
         with monkeypatch.context() as patch:
             for name in ("_ActorLoss", "_CriticLoss"):
                 kind = getattr(closed_form, name)

@@ -29,7 +29,9 @@ def test_rollouts_hold_the_integers_that_the_update_evaluates(actions, width):
 @pytest.mark.parametrize("is_plain", [True, False])
 def test_one_iteration_equals_a_plain_loop(is_plain, monkeypatch):
     """To the bit where it is all torch, as the loop is; in numpy to the rounding of float64."""
-    for module in ["models.host", "algorithms.closed_form", "algorithms.clipping"] if is_plain else []:
+    for module in (
+        ["models.host", "models.host_pass", "algorithms.closed_form", "algorithms.clipping"] if is_plain else []
+    ):
         monkeypatch.setattr(f"ppo_lightning.{module}.MOST", 0)
     num_envs, num_steps, epochs, minibatches, seed = 4, 16, 4, 2, 3
     gamma, lam, clip, vf, ent, lr, max_norm = 0.9, 0.8, 0.2, 0.5, 0.01, 3e-3, 0.5

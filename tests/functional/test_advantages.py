@@ -102,6 +102,19 @@ def test_advantages_match_a_slow_sum(rollout, gamma, gae_lambda):
     torch.testing.assert_close(returns, expected + rollout[1], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_envs", [1, 5])
+def test_the_loop_in_numpy_is_the_one_in_torch_to_the_bit(dtype, num_envs):
+    """torch's is taken where gradients are asked for."""
+    rewards, values, next_values = torch.randn(3, 200, num_envs, dtype=dtype)
+    terminated, truncated = torch.rand(2, 200, num_envs) < 0.05
+    own = gae(rewards, values, next_values, terminated, truncated, 0.99, 0.95)
+    reference = gae(rewards, values.clone().requires_grad_(), next_values, terminated, truncated, 0.99, 0.95)
+    assert reference[0].requires_grad
+    assert not own[0].requires_grad
+    assert all(torch.equal(first, second.detach()) for first, second in zip(own, reference))
+
+
 @given(rollouts())
 def test_lambda_zero_is_the_temporal_difference(rollout):
     rewards, values, next_values, terminated, _ = rollout

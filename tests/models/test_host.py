@@ -34,9 +34,9 @@ def varied(made):
     return made
 
 
-def network(action_space=CHOICE, obs_space=VECTOR, core=None, shared=False, seed=0, **encoder):
+def network(action_space=CHOICE, obs_space=VECTOR, core=None, shared=False, seed=0, critic_encoder=None, **encoder):
     torch.manual_seed(seed)
-    return varied(ActorCritic(obs_space, action_space, builder(**encoder), shared=shared, core=core))
+    return varied(ActorCritic(obs_space, action_space, builder(**encoder), critic_encoder, shared=shared, core=core))
 
 
 def daac(action_space=CHOICE, obs_space=VECTOR, **encoder):
@@ -212,6 +212,11 @@ def test_a_step_is_the_same_bits_with_any_number_of_threads():
         "    for dtype in ('f4', 'f8'):\n"
         "        x, weight = (r.standard_normal((rows, width)).astype(dtype) for rows in (n, width))\n"
         "        digest.update((x @ weight.T).tobytes())\n"
+        "for rows, fan_in, fan_out in [(128, 15, 136), (1024, 4, 64), (2048, 2, 64)]:\n"
+        "    assert 2**17 < rows * fan_in * fan_out <= 2**18\n"
+        "    for dtype in ('f4', 'f8'):\n"
+        "        x, y = (r.standard_normal((rows, width)).astype(dtype) for width in (fan_in, fan_out))\n"
+        "        digest.update((y.T @ x).tobytes())\n"
         "print(digest.hexdigest())"
     )
     found = {

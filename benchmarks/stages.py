@@ -61,8 +61,9 @@ def watch(stages: Stages, trainer: Any, agent: Any, collector: Any) -> None:
     from lightning.pytorch.loops.fetchers import _DataFetcher
 
     from ppo_lightning.algorithms.clipped import ClippedModule
-    from ppo_lightning.core.rollout import RolloutWriter
-    from ppo_lightning.data import collect, dataset
+    from ppo_lightning.core.rollout import RolloutWriter, RowSelector
+    from ppo_lightning.data import collect
+    from ppo_lightning.models.host_pass import HostPass
 
     stages.wrap(collector.env, "step", "environment")
     stages.wrap(agent, "act", "acting")
@@ -71,11 +72,12 @@ def watch(stages: Stages, trainer: Any, agent: Any, collector: Any) -> None:
     stages.wrap(collect._HostColumns, "write", "storing")
     stages.wrap(collector, "collect", "rest of the rollout")
     stages.wrap(agent, "prepare", "targets")
-    stages.wrap(dataset, "select_rows", "minibatches")
+    stages.wrap(RowSelector, "__call__", "minibatches")
     stages.wrap(_DataFetcher, "__next__", "minibatches")
     stages.wrap(trainer.strategy, "batch_to_device", "transfer")
     stages.wrap(agent, "training_step", "losses")
     stages.wrap(ClippedModule, "evaluate", "forward")
+    stages.wrap(HostPass, "run", "forward")
     stages.wrap(trainer.strategy, "backward", "backward")
     stages.wrap(agent, "add_gradients", "backward")
     stages.wrap(agent, "configure_gradient_clipping", "clipping")

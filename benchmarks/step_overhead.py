@@ -40,10 +40,12 @@ class StepTimes(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Time the parts from now on."""
         from ppo_lightning.algorithms import clipped
-        from ppo_lightning.data import dataset
+        from ppo_lightning.core.rollout import RowSelector
+        from ppo_lightning.models.host_pass import HostPass
 
-        self.watches["rows"].wrap(dataset, "select_rows")
+        self.watches["rows"].wrap(RowSelector, "__call__")
         self.watches["forward"].wrap(clipped, "run_network")
+        self.watches["forward"].wrap(HostPass, "run")
         self.watches["step"].wrap(pl_module, "training_step")
         self.watches["backward"].wrap(trainer.strategy, "backward")
         self.watches["clipping"].wrap(pl_module, "configure_gradient_clipping")

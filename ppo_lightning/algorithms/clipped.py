@@ -223,12 +223,15 @@ class ClippedModule(OnPolicyModule):
 
     def _finish_minibatch(self, found: MinibatchLoss, batch_idx: int) -> Tensor:
         """Take a minibatch's numbers down, react to them, and give its loss the weight that it has among ranks."""
+        weight = self._weight(batch_idx)
         waits = "approx_kl" in found.parts and self.react(found, batch_idx)
+        if found.told is not None:
+            self._statistics.add_numbers(found.ratio, *found.told, weight)
+            return found.total if weight == 1 else found.total * weight
         loss = found.rest if waits else found.total
         metrics = {f"train/{name}": value for name, value in {found.name: loss, **found.parts}.items()}
         if self.actor_pause is not None:
             metrics["train/actor_paused"] = torch.full_like(loss, float(waits))
-        weight = self._weight(batch_idx)
         self._statistics.add_minibatch(found.ratio, metrics, weight)
         return loss if weight == 1 else loss * weight
 

@@ -44,7 +44,7 @@ def ppo_loss(
 
     Returns:
         ``(loss, ratio, told)``: a scalar, whose backward pass adds to the parameters' gradients; ``(B,)``; and
-        ``(5,)``, the four of :func:`algorithms.closed_form.actor_loss` and the value loss.
+        ``(6,)``, the loss, the four of :func:`algorithms.closed_form.actor_loss` and the value loss.
     """
     policy, values, add_gradients = passes.run(rows.obs)
     actions, advantages = rows.actions.numpy(), rows.advantages.numpy()
@@ -69,9 +69,8 @@ def ppo_loss(
             of_value = torch.from_numpy(errors * (vf_coef * weight)).unsqueeze(1)
         add_gradients(torch.from_numpy(of_policy), of_value, *own)
 
-    told = np.array((*actor.told, critic_loss), dtype=errors.dtype)
-    value = torch.from_numpy(np.asarray(loss, dtype=errors.dtype))
-    return passes.loss(value, add), torch.from_numpy(actor.ratio), torch.from_numpy(told)
+    told = torch.from_numpy(np.array((loss, *actor.told, critic_loss), dtype=errors.dtype))
+    return passes.loss(told[0], add), torch.from_numpy(actor.ratio), told
 
 
 def _normalize(advantages: Array) -> Array:

@@ -26,6 +26,7 @@ class MinibatchLoss:
         actor: the actor's half, already weighted; None where it does not learn.
         ratio: ``(B,)``, of the probabilities of the rows' actions to those of the rollout; None where none was asked.
         name: what the sum of both halves is logged as.
+        told: the names and numbers that are logged, where they come in one piece; ``parts`` are then those to react to.
     """
 
     rest: Tensor
@@ -33,6 +34,7 @@ class MinibatchLoss:
     actor: Tensor | None = None
     ratio: Tensor | None = None
     name: str = "loss"
+    told: tuple[tuple[str, ...], Tensor] | None = None
 
     @property
     def total(self) -> Tensor:

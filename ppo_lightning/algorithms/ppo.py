@@ -37,6 +37,8 @@ from ppo_lightning.functional.distributions import DiagonalGaussian
 from ppo_lightning.models.actor_critic import ActorCritic
 from ppo_lightning.models.gaussian import check_reach
 
+_TOLD = tuple(f"train/{name}" for name in ("loss", *ClippedObjective.PARTS, "value_loss"))
+
 
 class PPO(ClippedModule):
     """The clipped objective over rollouts of a ``RolloutDataModule``.
@@ -252,7 +254,8 @@ class PPO(ClippedModule):
         loss, ratio, told = ppo_loss(
             self._host_pass, rows, is_normalized, clip_coef, ent_coef, self.vf_coef, critic_clip
         )
-        return MinibatchLoss(loss, dict(zip((*self.objective.PARTS, "value_loss"), told.unbind())), ratio=ratio)
+        parts = {} if self.objective.target_kl is None else dict(zip(self.objective.PARTS, told[1:].unbind()))
+        return MinibatchLoss(loss, parts, ratio=ratio, told=(_TOLD, told))
 
     def minibatch_loss(self, batch: Batch, batch_idx: int) -> MinibatchLoss:
         """The losses of actor and critic."""

@@ -57,10 +57,13 @@ class UpdateStatistics:
         Of the first minibatch with a ``ratio`` of the policies it is told how far that is from 1. ``weight`` is what
         the numbers count beside the other ranks' numbers of this minibatch.
         """
+        self.add_numbers(ratio, tuple(values), torch.stack([value.detach() for value in values.values()]), weight)
+
+    def add_numbers(self, ratio: Tensor | None, names: tuple[str, ...], numbers: Tensor, weight: float = 1.0) -> None:
+        """The same of numbers that come in one tensor, ``(len(names),)``."""
         if ratio is not None and self._first_ratio_error is None:
             self._first_ratio_error = (ratio.detach() - 1).abs().max().reshape(1)
-        numbers = torch.stack([value.detach() for value in values.values()])
-        self._minibatches.append((tuple(values), numbers if weight == 1 else numbers * weight))
+        self._minibatches.append((names, numbers if weight == 1 else numbers * weight))
 
     def report(
         self,

@@ -216,8 +216,9 @@ def shuffled_minibatches(
     batch: BatchT, num_minibatches: int, generator: torch.Generator | None = None
 ) -> Iterator[BatchT]:
     """One epoch: every row once, in ``num_minibatches`` parts whose sizes differ by at most one."""
+    select = RowSelector(batch)
     for rows in shuffled_rows(len(batch), num_minibatches, generator):
-        yield select_rows(batch, rows)
+        yield select(rows)
 
 
 def shuffled_rows(num_rows: int, num_minibatches: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
@@ -225,6 +226,19 @@ def shuffled_rows(num_rows: int, num_minibatches: int, generator: torch.Generato
     return torch.randperm(num_rows, generator=generator).tensor_split(num_minibatches)
 
 
-def select_rows(batch: BatchT, rows: Tensor) -> BatchT:
-    """The given rows, copied."""
-    return batch[rows.to(batch.device)] if batch.device is not None else batch[rows]
+class RowSelector:
+    """Rows of ``batch``, again and again: what is the same each time is looked up once."""
+
+    def __init__(self, batch: TensorClass) -> None:
+        self._kind, self._device = type(batch), batch.device
+        self._fields = {name: field for name, field in batch.items() if field is not None}
+
+    def __call__(self, rows: Tensor) -> Any:
+        """The given rows, copied."""
+        if self._device is not None:
+            rows = rows.to(self._device)
+        fields = {
+            name: field.index_select(0, rows) if isinstance(field, Tensor) else field[rows]
+            for name, field in self._fields.items()
+        }
+        return self._kind.from_tensordict(TensorDict(fields, batch_size=[len(rows)], device=self._device))

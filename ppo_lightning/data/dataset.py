@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ppo_lightning.core.agent import Agent, Batch, Phase
-from ppo_lightning.core.rollout import MemoryRollout, PPOSequenceBatch, Rollout, select_rows, shuffled_rows
+from ppo_lightning.core.rollout import MemoryRollout, PPOSequenceBatch, Rollout, RowSelector, shuffled_rows
 from ppo_lightning.data.collect import Collector
 from ppo_lightning.data.seeding import Streams
 from ppo_lightning.data.shares import rows_of_shares
@@ -79,9 +79,10 @@ class RolloutDataset(IterableDataset[Batch]):
         minibatches = self._draw_minibatches(rollout, len(batch), iteration)
         phases = [phase.name for phase in self.phases for _ in range(phase.epochs * self.num_minibatches)]
         self.agent.start_update(batch, minibatches, phases)
+        select = RowSelector(batch)
         for rows in minibatches:
             # a rank without a row of this minibatch still takes part in its step; what it does counts nothing
-            yield select_rows(batch, rows if len(rows) else torch.zeros(1, dtype=torch.long))
+            yield select(rows if len(rows) else torch.zeros(1, dtype=torch.long))
             if self.agent.update_stopped:
                 return
 

@@ -70,7 +70,7 @@ def test_numbers_and_gradients_are_autograds(name, size, seed, is_normalized, en
         )
         kl, clipped = approx_kl_divergence(log_probs, rows.log_probs), clip_fraction(ratio, 0.2)
         loss = policy_loss - ent_coef * entropy + 0.5 * critic
-        told["autograd"] = loss, ratio, torch.stack([policy_loss, entropy, kl, clipped, critic])
+        told["autograd"] = loss, ratio, torch.stack([loss, policy_loss, entropy, kl, clipped, critic])
         return weight * loss
 
     def own():

@@ -173,6 +173,9 @@ class OnPolicyModule(OptimizedModule):
             self._spread = None
             check_not_empty(torch.tensor([len(rows) for rows in minibatches]))
 
+    def end_update(self) -> None:
+        """Forget what was for the minibatches of one update; also where it broke off."""
+
     def _weight(self, batch_idx: int) -> float:
         """What this rank's means of a minibatch count, so that the mean over ranks is that over all transitions."""
         return 1.0 if self._spread is None else self._spread.weights[batch_idx]
@@ -230,6 +233,7 @@ class OnPolicyModule(OptimizedModule):
 
     def finish_iteration(self) -> None:
         """Look for a NaN on any rank and log the iteration, once."""
+        self.end_update()
         if not self._statistics.count:
             return
         source, guard = self._source, self.optimization.guard

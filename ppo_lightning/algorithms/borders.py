@@ -20,8 +20,16 @@ def leave_out_empty_hooks(module: LightningModule, callbacks: Iterable[Callback]
     """
     for owner, base in [(module, LightningModule), *((callback, Callback) for callback in callbacks)]:
         for name in _MINIBATCH_HOOKS:
-            if getattr(type(owner), name) is getattr(base, name) and name not in vars(owner):
+            if getattr(type(owner), name, None) is getattr(base, name) and name not in vars(owner):
                 setattr(owner, name, None)  # what can't be called is not
+
+
+def bring_back_hooks(module: LightningModule, callbacks: Iterable[Callback]) -> None:
+    """Undo :func:`leave_out_empty_hooks`."""
+    for owner in (module, *callbacks):
+        for name in _MINIBATCH_HOOKS:
+            if vars(owner).get(name, name) is None:
+                delattr(owner, name)
 
 
 class IterationBorders(Callback):
@@ -62,14 +70,16 @@ class IterationBorders(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put back what the user set."""
-        self._restore(trainer)
+        self._restore(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put back what the user set."""
-        self._restore(trainer)
+        """Put back what the user set, and forget what the update that broke off was in the middle of."""
+        pl_module.end_update()  # type: ignore[operator]
+        self._restore(trainer, pl_module)
 
-    def _restore(self, trainer: Trainer) -> None:
+    def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
         settings: Any = trainer
+        bring_back_hooks(pl_module, settings.callbacks)
         if self._log_every_n_steps:
             settings.log_every_n_steps, self._log_every_n_steps = self._log_every_n_steps, 0
 

@@ -29,6 +29,11 @@ from ppo_lightning.models.host_pass import HostPass, host_pass
 from ppo_lightning.models.memory import unroll
 from ppo_lightning.models.outputs import ModelOutput, run_network
 
+_OF_MINIBATCHES = (
+    *("training_step", "minibatch_loss", "minibatch_advantages", "evaluate", "evaluate_by", "react", "average"),
+    *("_run_rows", "_normalize", "_finish_minibatch", "backward"),
+)
+
 
 class ClippedModule(OnPolicyModule):
     """Base of PPO and its family. A subclass adds its critics, and what else it learns, in ``minibatch_loss``.
@@ -140,16 +145,21 @@ class ClippedModule(OnPolicyModule):
     def _find_host_pass(self, num_rows: int) -> HostPass | None:
         """What runs the network in this update, where that is faster and the same."""
         trainer, kind = self.trainer, type(self)
-        # what others make of a loss may ask autograd for the parameters
-        is_ours = kind.minibatch_loss.__module__.startswith("ppo_lightning.")
-        is_ours = is_ours and kind.training_step is ClippedModule.training_step
+        # what others make of a minibatch may ask autograd for the parameters
+        base = next(base for base in kind.__mro__ if base.__module__.startswith("ppo_lightning."))
+        is_ours = all(getattr(kind, name) is getattr(base, name) and name not in vars(self) for name in _OF_MINIBATCHES)
         is_alone = type(trainer.strategy) is SingleDeviceStrategy and is_plain(trainer.precision_plugin)
         return host_pass(self._net, num_rows) if is_ours and is_alone else None
 
-    def finish_iteration(self) -> None:
-        """Look for a NaN on any rank and log the iteration, once."""
+    def end_update(self) -> None:
+        """Forget what was for the minibatches of one update; also where it broke off."""
         self._host_pass = None
-        super().finish_iteration()
+
+    def host_pass(self) -> HostPass | None:
+        """What runs the network in this minibatch; None for itself."""
+        if self._host_pass is not None and not self._host_pass.is_for(self._net):  # since the update began
+            self._host_pass = None
+        return self._host_pass
 
     def start_schedules(self, remaining: float) -> None:
         """The clip range and the weight of the entropy; the actor learns again."""
@@ -180,8 +190,9 @@ class ClippedModule(OnPolicyModule):
 
     def _run_rows(self, obs: Observation, *memory: Any) -> ModelOutput:
         output: ModelOutput
-        if self._host_pass is not None:
-            output = self._host_pass(cast(Tensor, obs))
+        passes = self.host_pass()
+        if passes is not None:
+            output = passes(cast(Tensor, obs))
         else:
             output = unroll(self._net, obs, *memory) if memory else run_network(self._net, obs)[0]
         return output

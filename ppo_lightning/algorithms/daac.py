@@ -168,7 +168,7 @@ class DAAC(ClippedModule):
 
     def minibatch_loss(self, batch: Batch, batch_idx: int) -> MinibatchLoss:
         """The loss of the network whose phase it is."""
-        passes = self._host_pass
+        passes = self.host_pass()
         if self.phase_of(batch_idx) == "value":
             values, rows = self.evaluate_by(self._net.values if passes is None else passes.values, batch)
             clip_coef = self.objective.clip_coef.now if self.clip_vloss else None

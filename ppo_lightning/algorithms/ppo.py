@@ -36,6 +36,7 @@ from ppo_lightning.core.rollout import Observation, PPOBatch, Rollout, State
 from ppo_lightning.functional.distributions import DiagonalGaussian
 from ppo_lightning.models.actor_critic import ActorCritic
 from ppo_lightning.models.gaussian import check_reach
+from ppo_lightning.models.host_pass import HostPass
 
 _TOLD = tuple(f"train/{name}" for name in ("loss", *ClippedObjective.PARTS, "value_loss"))
 
@@ -240,27 +241,30 @@ class PPO(ClippedModule):
     def start_update(self, batch: Batch, minibatches: Sequence[Tensor], phases: Sequence[str]) -> None:
         """Ask the other ranks what they have of each minibatch, and find out how these are best learned from."""
         super().start_update(batch, minibatches, phases)
-        is_whole = type(self) is PPO and not self._penalties and self.actor_pause is None
+        is_whole = (
+            type(self) is PPO
+            and type(self.objective) is ClippedObjective
+            and not self._penalties
+            and self.actor_pause is None
+        )
         is_whole = is_whole and self.optimization.adaptive_lr is None
         is_whole = is_whole and self._chunk_size is None and not self._pretrains_critic
         self._has_host_loss = is_whole and self._host_pass is not None and can_learn(self._host_pass, batch)
 
-    def _host_loss(self, rows: PPOBatch) -> MinibatchLoss:
+    def _host_loss(self, passes: HostPass, rows: PPOBatch) -> MinibatchLoss:
         """What :meth:`minibatch_loss` comes to, but for rounding."""
-        assert self._host_pass is not None
         clip_coef, ent_coef = self.objective.clip_coef.now, self.objective.ent_coef.now
         normalizer, critic_clip = self.advantage_normalizer, clip_coef if self.clip_vloss else None
         is_normalized = normalizer is not None and normalizer.scope == "minibatch"
-        loss, ratio, told = ppo_loss(
-            self._host_pass, rows, is_normalized, clip_coef, ent_coef, self.vf_coef, critic_clip
-        )
+        loss, ratio, told = ppo_loss(passes, rows, is_normalized, clip_coef, ent_coef, self.vf_coef, critic_clip)
         parts = {} if self.objective.target_kl is None else dict(zip(self.objective.PARTS, told[1:].unbind()))
         return MinibatchLoss(loss, parts, ratio=ratio, told=(_TOLD, told))
 
     def minibatch_loss(self, batch: Batch, batch_idx: int) -> MinibatchLoss:
         """The losses of actor and critic."""
-        if self._has_host_loss and self._host_pass is not None:
-            return self._host_loss(cast(PPOBatch, batch))
+        passes = self.host_pass() if self._has_host_loss else None
+        if passes is not None:
+            return self._host_loss(passes, cast(PPOBatch, batch))
         output, rows = self.evaluate(batch)
         advantages = self.minibatch_advantages(rows, batch_idx)
         actor_loss, ratio, parts = self.objective.loss(output.distribution, rows, advantages)

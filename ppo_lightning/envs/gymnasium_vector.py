@@ -37,8 +37,6 @@ class GymnasiumVectorEnv(VectorEnv):
         self.resets_in_next_step = self._reset_mode() == AutoresetMode.NEXT_STEP
         self.render_fps = int(self._metadata().get("render_fps") or 30)
         self._only_resets = np.zeros(self.num_envs, dtype=bool)
-        self._all_valid = np.ones(self.num_envs, dtype=bool)
-        self._all_valid.flags.writeable = False
         self._broken_off: Array | None = None  # rows to reset in the next step
         self._games = Games(self.num_envs, self.resets_in_next_step)
         self._states = VectorState(env)
@@ -127,7 +125,7 @@ class GymnasiumVectorEnv(VectorEnv):
         obs, rewards, terminated, truncated, infos = self.env.step(self._to_env(actions))
         obs, ended = _own(obs), terminated | truncated
         starts = ended
-        valid = self._all_valid
+        valid = np.ones(self.num_envs, dtype=bool)
         if self.resets_in_next_step:
             starts, self._only_resets = self._only_resets, ended
             valid = ~starts

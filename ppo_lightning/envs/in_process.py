@@ -46,13 +46,18 @@ class InProcess(SyncVectorEnv):
     def _gather(self) -> Any:
         """The last observation of each environment, as one of all that nothing writes over."""
         space = self.single_observation_space
-        if type(space) is spaces.Box:
+        if type(space) is spaces.Box and all(_fits(obs, space) for obs in self._env_obs):
             gathered = np.empty((self.num_envs, *space.shape), dtype=space.dtype)
             for row, obs in enumerate(self._env_obs):
                 gathered[row] = obs
             return gathered
         self._observations = concatenate(space, self._env_obs, self._observations)
         return copy.deepcopy(self._observations)
+
+
+def _fits(obs: Any, space: spaces.Box) -> bool:
+    """Whether numpy has nothing to convert; else Gymnasium says what it makes of it, or that it is wrong."""
+    return type(obs) is np.ndarray and obs.shape == space.shape and obs.dtype == space.dtype
 
 
 def _kept(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from ppo_lightning.core.host import Array, is_on_host
 from ppo_lightning.functional.shapes import check_same_shape
@@ -51,7 +52,7 @@ def generalized_advantage_estimation(
     deltas = rewards + gamma * continues * next_values - values
     decay = gamma * gae_lambda * continues * (~truncated).to(values.dtype)
 
-    if is_on_host(deltas) and not deltas.requires_grad:
+    if _is_plain_on_host(deltas, decay):
         advantages = torch.from_numpy(_backwards_on_host(deltas.numpy(), decay.numpy()))
         return advantages, advantages + values
     advantages = torch.empty_like(deltas)
@@ -60,6 +61,19 @@ def generalized_advantage_estimation(
         trace = deltas[step] + decay[step] * trace
         advantages[step] = trace
     return advantages, advantages + values
+
+
+def _is_plain_on_host(*tensors: Tensor) -> bool:
+    """Whether these are matrices of one dtype of which numpy may do what torch does: no derivative or map is asked."""
+    return all(
+        type(x) is Tensor
+        and is_on_host(x)
+        and x.dtype is tensors[0].dtype
+        and x.dim() == 2
+        and not (x.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(x))
+        and unpack_dual(x).tangent is None  # type: ignore[no-untyped-call]
+        for x in tensors
+    )
 
 
 def _backwards_on_host(deltas: Array, decay: Array) -> Array:

@@ -14,6 +14,7 @@ from ppo_lightning.models.actor_critic import ActorCritic
 from ppo_lightning.models.daac import DAACModel
 from ppo_lightning.models.encoders import Encoder, MLPEncoder
 from ppo_lightning.models.gaussian import PPOActor, PPOCritic, PPOModel
+from ppo_lightning.models.normalization import ObservationNormalizer
 from ppo_lightning.models.outputs import PPOModelOutput
 
 _METHODS = {"forward", "policy", "values", "evaluate", "output", "parameters_for"}
@@ -58,10 +59,15 @@ def is_known(encoder: Encoder, head: nn.Linear) -> bool:
     """Whether an encoder looks at one vector by plain layers, with Tanh or ReLU, of the head's dtype on the CPU."""
     if type(encoder) is not MLPEncoder or not _is_for_vectors(encoder):
         return False
-    layers = [*encoder.layers, head]
-    if not all(type(layer) is nn.Linear or type(layer) in _ACTIVATIONS for layer in layers):
+    *layers, last = encoder.layers
+    products, activations = [*layers[::2], head], [*layers[1::2], last]  # in turn
+    is_plain = all(type(layer) is nn.Linear and layer.bias is not None for layer in products)
+    kind, normalizer = type(last), encoder.normalizer
+    is_plain = is_plain and kind in _ACTIVATIONS and len(products) == len(activations) + 1
+    is_plain = is_plain and all(type(layer) is kind for layer in activations)
+    if not is_plain or type(normalizer) not in (ObservationNormalizer, type(None)):
         return False
-    weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+    weights = [cast(nn.Linear, layer).weight for layer in products]
     return all(is_on_host(weight) and weight.dtype is head.weight.dtype for weight in weights)
 
 
@@ -82,7 +88,8 @@ def _of_gaussian(network: PPOModel) -> HostParts | None:
 
 
 def _is_plain(part: nn.Module) -> bool:
-    return not (part._forward_hooks or part._forward_pre_hooks) and _METHODS.isdisjoint(vars(part))
+    is_watched = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+    return not is_watched and _METHODS.isdisjoint(vars(part))
 
 
 def _is_for_vectors(encoder: MLPEncoder) -> bool:

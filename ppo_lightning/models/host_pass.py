@@ -38,7 +38,8 @@ class HostPass:
         dtype: of the parameters.
     """
 
-    def __init__(self, parts: HostParts) -> None:
+    def __init__(self, network: nn.Module, parts: HostParts) -> None:
+        self._network = network
         self.logstd = parts.logstd
         self.dtype = parts.head.weight.dtype
         self._anchor = torch.zeros((), requires_grad=True)
@@ -51,6 +52,15 @@ class HostPass:
         self._parameters = [*learned, *(own for tower in self._towers for own in tower.parameters())]
         self._size = sum(parameter.numel() for parameter in self._parameters)
         self._pieces = list(_pieces(self._parameters))
+
+    def is_for(self, network: nn.Module) -> bool:
+        """Whether it still does what ``network`` does: nothing was frozen, replaced or is watched since it was made."""
+        if network is not self._network or torch.is_anomaly_enabled():  # which looks for the operation that is to blame
+            return False
+        is_known = all(map(_is_plain, self._parameters)) and len(set(map(id, self._parameters))) == len(self._pieces)
+        is_known = is_known and all(tower.is_unchanged() for tower in self._towers)
+        is_free = self.logstd is None or (self.logstd.requires_grad == self.learns_std and not _is_watched(self.logstd))
+        return is_known and is_free
 
     def __call__(self, obs: Tensor) -> Any:
         """The network's output for observations ``(B, F)``."""
@@ -112,10 +122,8 @@ def host_pass(network: nn.Module, num_rows: int) -> HostPass | None:
     layers = [layer for layer in (*parts.encoder.layers, *critic.layers, parts.head) if isinstance(layer, nn.Linear)]
     if num_rows * max(layer.out_features for layer in layers) > MOST:
         return None
-    own = HostPass(parts)
-    others = [] if parts.logstd is None else [parts.logstd]
-    is_plain = all(map(_is_plain, own._parameters)) and not any(map(_is_watched, others))
-    return own if is_plain else None
+    own = HostPass(network, parts)
+    return own if own.is_for(network) else None
 
 
 def _pieces(parameters: Sequence[Tensor]) -> Iterator[tuple[torch.Size, tuple[int, ...], int]]:
@@ -147,6 +155,10 @@ class _Tower:
     def parameters(self) -> list[Tensor]:
         """In the order in which :meth:`backward` comes to them."""
         return [own for layer in (*self._heads, *reversed(self._layers)) for own in layer.parameters]
+
+    def is_unchanged(self) -> bool:
+        """Whether the layers have the parameters that they had."""
+        return all(layer.is_unchanged() for layer in (*self._layers, *self._heads))
 
     def inputs(self, obs: Tensor) -> Tensor:
         """What the first layer is given for observations ``(B, F)``."""
@@ -200,7 +212,12 @@ class _Layer:
 
     def __init__(self, layer: nn.Linear) -> None:
         self.parameters = layer.weight, layer.bias
+        self._held = layer._parameters
         self._look()
+
+    def is_unchanged(self) -> bool:
+        weight, bias = self.parameters
+        return self._held["weight"] is weight and self._held["bias"] is bias
 
     def _look(self) -> None:
         weight, bias = self.parameters

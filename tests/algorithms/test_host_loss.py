@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from ppo_lightning import PPO, PPOModel
 from ppo_lightning.algorithms import host_loss, ppo
 from ppo_lightning.algorithms.host_loss import can_learn, ppo_loss
+from ppo_lightning.algorithms.objective import ClippedObjective
 from ppo_lightning.core.rollout import PPOBatch
 from ppo_lightning.functional import approx_kl_divergence, clip_fraction, ppo_clipped_policy_loss, value_loss
 from ppo_lightning.functional.advantages import normalize_advantages
@@ -20,7 +21,7 @@ from ppo_lightning.models.host_pass import host_pass as find_pass
 from tests.agents import make_daac
 from tests.models.test_host import NUMBERS, gaussian, network
 from tests.models.test_host_pass import assert_same, evaluate, gradients_of
-from tests.runs import Recorder, fit, make_data, make_ppo
+from tests.runs import Recorder, equal, fit, make_data, make_ppo, weights
 
 
 def minibatch(size, is_choice, seed):
@@ -161,6 +162,34 @@ class Stepping(PPO):
         return loss
 
 
+class Seeing(PPO):
+    """Shows the network something else."""
+
+    def evaluate(self, batch):
+        batch.obs = batch.obs * 2
+        return super().evaluate(batch)
+
+
+class Weighing(ClippedObjective):
+    """Takes the loss twice."""
+
+    def loss(self, *known):
+        loss, ratio, parts = super().loss(*known)
+        return 2 * loss, ratio, parts
+
+
+def with_objective():
+    made = make_ppo()
+    made.objective = Weighing(0.2, 0.01)
+    return made
+
+
+def with_method():
+    made = make_ppo()
+    made.evaluate = made.evaluate
+    return made
+
+
 def of_class(kind):
     return lambda: make_kind(kind)
 
@@ -177,6 +206,10 @@ def make_kind(kind):
         (of_class(Whole), {}, {"node"}),
         (of_class(Asking), {}, set()),
         (of_class(Stepping), {}, set()),
+        (of_class(Seeing), {}, set()),
+        (with_objective, {}, {"node"}),
+        (with_method, {}, set()),
+        (make_ppo, {"detect_anomaly": True}, set()),
         (lambda: make_ppo(adaptive_lr_kl=0.01), {}, {"node"}),
         (lambda: make_ppo(max_clip_fraction=0.5), {}, {"node"}),
         (lambda: make_ppo(critic_pretrain_steps=10**6), {}, {"node"}),
@@ -253,6 +286,44 @@ def test_only_independent_rows_of_one_dtype_are_learned_from():
         setattr(other, name, getattr(rows, name).float())
         assert not can_learn(passes, other)
     assert not can_learn(find_pass(network(NUMBERS).double(), 4), rows)
+
+
+class Freezing(Callback):
+    """Freezes a layer in the middle of an update, and thaws it at the end."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        """Freeze it for two of four minibatches."""
+        pl_module.network.fc_policy.weight.requires_grad_(batch_idx not in (1, 2))
+
+
+def test_a_layer_that_is_frozen_in_the_middle_of_an_update_stays(monkeypatch):
+    runs = []
+    for most in (host_pass.MOST, 0):
+        monkeypatch.setattr(host_pass, "MOST", most)
+        recorder = Recorder()
+        fit(make_ppo(), make_data(), callbacks=[Freezing(), recorder], precision="64-true")
+        runs.append(recorder.after)
+    for own, other in zip(*runs):
+        for name in own:
+            torch.testing.assert_close(own[name], other[name], rtol=0, atol=1e-11)
+
+
+class Stopping(Callback):
+    """An error in the middle of an update."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        """Raise it."""
+        assert pl_module.host_pass() is not None
+        raise ValueError("stop")
+
+
+def test_nothing_of_an_update_that_broke_off_is_left():
+    agent = make_ppo()
+    with pytest.raises(ValueError, match="stop"):
+        fit(agent, callbacks=[Stopping()])
+    assert agent.host_pass() is None
+    assert agent.on_after_backward() is None  # Lightning's hooks are there again
+    assert equal(weights(fit(agent)), weights(fit(agent))) is False  # and it learns on
 
 
 class Gradients(Callback):

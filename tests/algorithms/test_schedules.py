@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from ppo_lightning import PPO, ConfigurationError
 from ppo_lightning.algorithms import closed_form, objective
 from ppo_lightning.algorithms.schedules import LinearSchedule
+from ppo_lightning.models import host_pass
 from tests.runs import equal, fit, make_data, make_ppo, weights
 
 TARGET = "tests.tasks:Target-v0"
@@ -44,7 +45,8 @@ def clips(monkeypatch):
 
         monkeypatch.setattr(module, name, spy)
 
-    monkeypatch.setattr(closed_form, "MOST", 0)  # where all of them are one call
+    for module in (closed_form, host_pass):  # where all of them are one call
+        monkeypatch.setattr(module, "MOST", 0)
     for name in ("ppo_clipped_policy_loss", "clip_fraction", "value_loss"):
         spied(objective, name)
     return seen

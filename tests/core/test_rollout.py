@@ -9,6 +9,7 @@ from ppo_lightning.core.rollout import (
     PPOBatch,
     Rollout,
     RolloutWriter,
+    RowSelector,
     shuffled_minibatches,
     stack_steps,
 )
@@ -133,3 +134,19 @@ def test_minibatches_of_dict_observations_stay_nested():
     assert part.obs["image"].shape == (3, 2, 2, 1)
     with pytest.raises(KeyError):
         part.obs["absent"]
+
+
+def test_rows_are_taken_where_the_numbers_lie():
+    """As on a GPU, whose batches say no device of their own."""
+    batch = batch_of(6).apply(lambda x: x.to("meta"))
+    assert RowSelector(batch)(torch.tensor([1, 4])).log_probs.device.type == "meta"
+
+
+def test_rows_of_nested_observations():
+    obs = TensorDict(a=torch.arange(6), b=TensorDict(c=torch.arange(12).reshape(6, 2), batch_size=[6]), batch_size=[6])
+    fields = {name: torch.arange(6.0) for name in ("actions", "log_probs", "advantages", "returns", "values")}
+    rows = RowSelector(PPOBatch(obs=obs, **fields, batch_size=[6]))(torch.tensor([5, 0]))
+    assert type(rows) is PPOBatch
+    assert rows.batch_size == torch.Size([2])
+    assert rows.obs["b", "c"].tolist() == [[10, 11], [0, 1]]
+    assert rows.values.tolist() == [5, 0]

@@ -38,6 +38,45 @@ class Telling(gymnasium.Env):
         return self._look(), float(self.np_random.random()), bool(ends[0]), bool(ends[1]), info
 
 
+class Wrong(Telling):
+    """Gives another observation than it promised, from its first step on."""
+
+    def __init__(self, observation_space, obs):
+        super().__init__(observation_space, spaces.Discrete(2))
+        self._wrong = obs
+
+    def step(self, action):
+        return self._wrong, 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("space", "obs"),
+    [
+        (spaces.Box(-1, 1, (3,)), np.zeros(1, np.float32)),
+        (spaces.Box(-1, 1, (3,)), np.zeros((1, 3), np.float32)),
+        (spaces.Box(-1, 1, (3,)), None),
+        (spaces.Box(0, 255, (3,), np.uint8), np.full(3, 300)),
+    ],
+)
+def test_observations_that_do_not_fit_are_refused_as_by_gymnasium(space, obs):
+    make = functools.partial(Wrong, space, obs)
+    for kind in (InProcess, SyncVectorEnv):
+        env = kind([make], autoreset_mode=AutoresetMode.SAME_STEP)
+        env.reset(seed=1)
+        with pytest.raises((TypeError, ValueError)):
+            env.step(np.zeros(1, np.int64))
+
+
+def test_numbers_of_another_type_are_converted_as_by_gymnasium():
+    make = functools.partial(Wrong, spaces.Box(-1, 1, (3,)), np.full(3, 0.1))
+    found = []
+    for kind in (InProcess, SyncVectorEnv):
+        env = kind([make], autoreset_mode=AutoresetMode.SAME_STEP)
+        env.reset(seed=1)
+        found.append(env.step(np.zeros(1, np.int64))[0])
+    assert same(*found)
+
+
 SPACES = {
     "vector": spaces.Box(-1, 1, (3,)),
     "doubles": spaces.Box(-1, 1, (3,), np.float64),

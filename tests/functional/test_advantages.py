@@ -115,6 +115,25 @@ def test_the_loop_in_numpy_is_the_one_in_torch_to_the_bit(dtype, num_envs):
     assert all(torch.equal(first, second.detach()) for first, second in zip(own, reference))
 
 
+def test_advantages_may_be_mapped_differentiated_and_of_two_dtypes():
+    rewards, values, next_values = torch.randn(3, 2, 20, 4)
+    ends = torch.rand(2, 2, 20, 4) < 0.1
+    mapped, _ = torch.vmap(lambda *columns: gae(*columns))(rewards, values, next_values, *ends)
+    for index in range(2):
+        expected, _ = gae(rewards[index], values[index], next_values[index], *ends[:, index])
+        torch.testing.assert_close(mapped[index], expected)
+
+    def of_rewards(rewards):
+        return gae(rewards, values[0], next_values[0], *ends[:, 0])[0]
+
+    _, tangent = torch.func.jvp(of_rewards, (rewards[0],), (torch.ones(20, 4),))
+    torch.testing.assert_close(tangent, of_rewards(rewards[0] + 1) - of_rewards(rewards[0]), rtol=1e-4, atol=1e-4)
+    half, _ = gae(rewards[0], values[0].bfloat16(), next_values[0].bfloat16(), *ends[:, 0])
+    torch.testing.assert_close(half, of_rewards(rewards[0]), rtol=0.1, atol=0.1)
+    flat, _ = gae(*(column[0, :, 0] for column in (rewards, values, next_values)), *ends[:, 0, :, 0])
+    torch.testing.assert_close(flat, of_rewards(rewards[0])[:, 0])
+
+
 @given(rollouts())
 def test_lambda_zero_is_the_temporal_difference(rollout):
     rewards, values, next_values, terminated, _ = rollout

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from ppo_lightning import GRUCore, MLPEncoder, ObservationNormalizer
+from ppo_lightning import ActorCritic, GRUCore, MLPEncoder, ObservationNormalizer
 from ppo_lightning.models import host_pass as module
 from ppo_lightning.models.host_pass import host_pass
 from tests.models.test_host import (
@@ -171,6 +171,47 @@ def watched_std(net):
     return net
 
 
+def with_layer(net, index, layer):
+    net.embedder.layers[index] = layer
+    return net
+
+
+def without_last_layer(net):
+    net.embedder.layers = net.embedder.layers[:-1]
+    return net
+
+
+def with_head(net, head):
+    net.fc_value = head
+    return net
+
+
+class Learned(ObservationNormalizer):
+    """With a parameter of its own."""
+
+    def __init__(self, num_features):
+        super().__init__(num_features)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+
+def tied(net):
+    net.critic_embedder.layers[0].weight = net.embedder.layers[0].weight
+    return net
+
+
+def sharing():
+    encoder = MLPEncoder(VECTOR)
+    return ActorCritic(VECTOR, CHOICE, lambda space: encoder)
+
+
+def watched_module(net, register):
+    getattr(net.fc_policy, register)(lambda *_: None)
+    return net
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -194,6 +235,16 @@ def watched_std(net):
         lambda: watched(network(), "register_post_accumulate_grad_hook"),
         lambda: watched_std(network(NUMBERS)),
         lambda: network(critic_encoder=functools.partial(MLPEncoder, activation="ELU")),
+        lambda: with_layer(network(), 3, nn.ReLU()),
+        lambda: with_layer(network(), 2, nn.Linear(16, 16, bias=False)),
+        lambda: with_layer(network(), 1, nn.Linear(16, 16)),
+        lambda: without_last_layer(network()),
+        lambda: with_head(network(), nn.Linear(16, 1, bias=False)),
+        lambda: network(normalizer=Learned),
+        lambda: tied(network()),
+        lambda: sharing(),
+        lambda: watched_module(network(), "register_full_backward_hook"),
+        lambda: watched_module(network(), "register_full_backward_pre_hook"),
     ],
 )
 def test_other_networks_are_run_by_themselves(make):
@@ -211,6 +262,25 @@ def test_it_follows_parameters_to_other_memory():
     for parameter in net.parameters():
         parameter.data = parameter.data * 2
     torch.testing.assert_close(passes(obs).logits, net(obs).logits, rtol=0, atol=1e-12)
+
+
+def replaced(net):
+    net.fc_policy.weight = nn.Parameter(net.fc_policy.weight.data.clone())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [frozen, watched, replaced, watched_std, lambda net: net.logstd.requires_grad_(False)],
+)
+def test_it_tells_that_the_network_is_no_longer_what_it_was(change):
+    net = network(NUMBERS)
+    passes = host_pass(net, 9)
+    assert passes.is_for(net)
+    assert not passes.is_for(network(NUMBERS))
+    with torch.autograd.set_detect_anomaly(True, check_nan=False):
+        assert not passes.is_for(net)
+    change(net)
+    assert not passes.is_for(net)
 
 
 def test_derivatives_of_its_gradients_are_refused():

@@ -15,7 +15,7 @@ from ppo_lightning.envs.base import Array
 from ppo_lightning.envs.games import GOES_ON, SCORE
 from ppo_lightning.envs.restart import RESTARTS
 
-_KEPT = RESTARTS, SCORE, GOES_ON
+_KEPT = frozenset((RESTARTS, SCORE, GOES_ON))
 
 
 class InProcess(SyncVectorEnv):
@@ -39,18 +39,21 @@ class InProcess(SyncVectorEnv):
                 infos = self._add_info(infos, {"final_obs": obs, "final_info": _kept(info)}, row)
                 obs, info = env.reset()
             all_obs[row] = obs
-            if info:
+            if not _KEPT.isdisjoint(info):
                 infos = self._add_info(infos, _kept(info), row)
         return self._gather(), rewards, terminations, truncations, infos
 
     def _gather(self) -> Any:
         """The last observation of each environment, as one of all that nothing writes over."""
         space = self.single_observation_space
-        if type(space) is spaces.Box and all(_fits(obs, space) for obs in self._env_obs):
+        if type(space) is spaces.Box:
             gathered = np.empty((self.num_envs, *space.shape), dtype=space.dtype)
             for row, obs in enumerate(self._env_obs):
+                if not _fits(obs, space):
+                    break
                 gathered[row] = obs
-            return gathered
+            else:
+                return gathered
         self._observations = concatenate(space, self._env_obs, self._observations)
         return copy.deepcopy(self._observations)
 
@@ -61,4 +64,4 @@ def _fits(obs: Any, space: spaces.Box) -> bool:
 
 
 def _kept(info: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: info[name] for name in _KEPT if name in info}
+    return {name: value for name, value in info.items() if name in _KEPT}

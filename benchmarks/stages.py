@@ -84,7 +84,8 @@ def watch(stages: Stages, trainer: Any, agent: Any, collector: Any) -> None:
     stages.wrap(agent, "finish_iteration", "logging")
     for callback in trainer.callbacks:
         for hook in ("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_train_epoch_end"):
-            stages.wrap(callback, hook, "callbacks")
+            if callable(getattr(callback, hook)):  # else nobody wrote it, and Lightning passes over it
+                stages.wrap(callback, hook, "callbacks")
     _watch_optimizer(stages, trainer)
 
 

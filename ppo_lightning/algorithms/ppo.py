@@ -241,15 +241,13 @@ class PPO(ClippedModule):
     def start_update(self, batch: Batch, minibatches: Sequence[Tensor], phases: Sequence[str]) -> None:
         """Ask the other ranks what they have of each minibatch, and find out how these are best learned from."""
         super().start_update(batch, minibatches, phases)
-        is_whole = (
-            type(self) is PPO
-            and type(self.objective) is ClippedObjective
-            and not self._penalties
-            and self.actor_pause is None
+        looks_at_parts = (
+            *(bool(self._penalties), self.actor_pause is not None, self.optimization.adaptive_lr is not None),
+            *(self._chunk_size is not None, self._pretrains_critic),
         )
-        is_whole = is_whole and self.optimization.adaptive_lr is None
-        is_whole = is_whole and self._chunk_size is None and not self._pretrains_critic
-        self._has_host_loss = is_whole and self._host_pass is not None and can_learn(self._host_pass, batch)
+        is_ours = type(self) is PPO and type(self.objective) is ClippedObjective
+        passes = self._host_pass if is_ours and not any(looks_at_parts) else None
+        self._has_host_loss = passes is not None and can_learn(passes, batch)
 
     def _host_loss(self, passes: HostPass, rows: PPOBatch) -> MinibatchLoss:
         """What :meth:`minibatch_loss` comes to, but for rounding."""

@@ -236,13 +236,12 @@ class RowSelector:
     def __init__(self, batch: TensorClass) -> None:
         self._kind, self._device = type(batch), batch.device
         self._fields = {name: field for name, field in batch.items() if field is not None}
-        # that of the numbers, where the batch says none of its own
-        self._place = next((field.device for field in self._fields.values() if isinstance(field, Tensor)), None)
+        # where the numbers lie, as batches say no device of their own
+        self._place = next(field.device for field in self._fields.values() if isinstance(field, Tensor))
 
     def __call__(self, rows: Tensor) -> Any:
         """The given rows, copied."""
-        place = self._device or self._place
-        rows = rows if place is None else rows.to(place)
+        rows = rows.to(self._place)
         fields = {
             name: field.index_select(0, rows) if isinstance(field, Tensor) else field[rows]
             for name, field in self._fields.items()

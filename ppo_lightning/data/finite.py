@@ -15,7 +15,7 @@ def check_finite_observation(obs: ArrayObservation, place: str, envs: Array | No
 
     ``envs`` are the environments that the rows belong to, where they are not all of them in order.
     """
-    for key, values in [("", obs)] if isinstance(obs, np.ndarray) else _leaves(obs):
+    for key, values in _leaves(obs):
         if values.dtype.kind == "f" and not are_finite(values):
             row = int(np.argwhere(~np.isfinite(values))[0][0])
             row = row if envs is None else int(envs[row])

@@ -36,6 +36,8 @@ class HostPass:
     Attributes:
         logstd: a Gaussian's parameter, of which autograd knows unless :meth:`run` is used; None for a choice.
         dtype: of the parameters.
+        learns_std: whether ``logstd`` is learned.
+        shares_parameters: whether two layers have one, of which only one would be given its gradient.
     """
 
     def __init__(self, network: nn.Module, parts: HostParts) -> None:
@@ -50,6 +52,7 @@ class HostPass:
         self.learns_std = self.logstd is not None and self.logstd.requires_grad
         learned = [cast(Tensor, self.logstd)] if self.learns_std else []
         self._parameters = [*learned, *(own for tower in self._towers for own in tower.parameters())]
+        self.shares_parameters = len(set(map(id, self._parameters))) < len(self._parameters)
         self._size = sum(parameter.numel() for parameter in self._parameters)
         self._pieces = list(_pieces(self._parameters))
 
@@ -57,8 +60,7 @@ class HostPass:
         """Whether it still does what ``network`` does: nothing was frozen, replaced or is watched since it was made."""
         if network is not self._network or torch.is_anomaly_enabled():  # which looks for the operation that is to blame
             return False
-        is_known = all(map(_is_plain, self._parameters)) and len(set(map(id, self._parameters))) == len(self._pieces)
-        is_known = is_known and all(tower.is_unchanged() for tower in self._towers)
+        is_known = all(map(_is_plain, self._parameters)) and all(tower.is_unchanged() for tower in self._towers)
         is_free = self.logstd is None or (self.logstd.requires_grad == self.learns_std and not _is_watched(self.logstd))
         return is_known and is_free
 
@@ -123,7 +125,7 @@ def host_pass(network: nn.Module, num_rows: int) -> HostPass | None:
     if num_rows * max(layer.out_features for layer in layers) > MOST:
         return None
     own = HostPass(network, parts)
-    return own if own.is_for(network) else None
+    return own if own.is_for(network) and not own.shares_parameters else None
 
 
 def _pieces(parameters: Sequence[Tensor]) -> Iterator[tuple[torch.Size, tuple[int, ...], int]]:

@@ -172,33 +172,33 @@ def with_method(net, name="policy", part=""):
     return net
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: Changed(VECTOR, CHOICE),
-        lambda: network(core=functools.partial(GRUCore, hidden_dim=4)),
-        lambda: network(spaces.MultiBinary(3)),
-        lambda: network(spaces.MultiDiscrete([2, 3])),
-        lambda: network(obs_space=spaces.Box(0, 255, (5,), np.uint8)),
-        lambda: network(obs_space=spaces.Discrete(5)),
-        lambda: network(obs_space=spaces.Dict(x=VECTOR)),
-        lambda: network(obs_space=spaces.Box(-1, 1, (5, 2))),
-        lambda: network(activation="GELU"),
-        lambda: network(hidden_sizes=[2048, 2048]),
-        lambda: network().to(torch.bfloat16),
-        lambda: network().to("meta"),
-        lambda: with_hook(network()),
-        lambda: with_method(network()),
-        lambda: nn.Linear(5, 3),
-        lambda: gaussian(squash=True),
-        lambda: gaussian(std="state_dependent"),
-        lambda: with_actor(OtherActor),
-        lambda: with_hook(gaussian(), "actor"),
-        lambda: with_method(gaussian(), "parameters_for", "actor"),
-        lambda: with_method(gaussian(), "evaluate"),
-        lambda: with_encoder_in(torch.float64),
-    ],
-)
+STRANGERS = [
+    lambda: Changed(VECTOR, CHOICE),
+    lambda: network(core=functools.partial(GRUCore, hidden_dim=4)),
+    lambda: network(spaces.MultiBinary(3)),
+    lambda: network(spaces.MultiDiscrete([2, 3])),
+    lambda: network(obs_space=spaces.Box(0, 255, (5,), np.uint8)),
+    lambda: network(obs_space=spaces.Discrete(5)),
+    lambda: network(obs_space=spaces.Dict(x=VECTOR)),
+    lambda: network(obs_space=spaces.Box(-1, 1, (5, 2))),
+    lambda: network(activation="GELU"),
+    lambda: network().to(torch.bfloat16),
+    lambda: network().to("meta"),
+    lambda: with_hook(network()),
+    lambda: with_method(network()),
+    lambda: nn.Linear(5, 3),
+    lambda: gaussian(squash=True),
+    lambda: gaussian(std="state_dependent"),
+    lambda: with_actor(OtherActor),
+    lambda: with_hook(gaussian(), "actor"),
+    lambda: with_method(gaussian(), "parameters_for", "actor"),
+    lambda: with_method(gaussian(), "evaluate"),
+    lambda: with_encoder_in(torch.float64),
+]
+"""Make networks that nothing but themselves runs."""
+
+
+@pytest.mark.parametrize("make", [*STRANGERS, lambda: network(hidden_sizes=[2048, 2048])])
 def test_other_networks_act_themselves(make):
     assert host_actor(make(), 4) is None
 

@@ -9,21 +9,17 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from ppo_lightning import ActorCritic, GRUCore, MLPEncoder, ObservationNormalizer
+from ppo_lightning import ActorCritic, MLPEncoder, ObservationNormalizer
 from ppo_lightning.models import host_pass as module
 from ppo_lightning.models.host_pass import host_pass
 from tests.models.test_host import (
     CHOICE,
     NUMBERS,
+    STRANGERS,
     VECTOR,
-    Changed,
-    OtherActor,
     daac,
     gaussian,
     network,
-    with_actor,
-    with_encoder_in,
-    with_hook,
     with_method,
 )
 
@@ -215,21 +211,10 @@ def watched_module(net, register):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Changed(VECTOR, CHOICE),
-        lambda: network(core=functools.partial(GRUCore, hidden_dim=4)),
-        lambda: network(spaces.MultiBinary(3)),
-        lambda: network(obs_space=spaces.Dict(x=VECTOR)),
-        lambda: network(activation="GELU"),
+        *STRANGERS,
         lambda: network(hidden_sizes=[2**15, 4]),
         lambda: network(spaces.Discrete(2**15)),
-        lambda: network().to(torch.bfloat16),
-        lambda: with_hook(network()),
         lambda: with_method(network(), "forward"),
-        lambda: nn.Linear(5, 3),
-        lambda: gaussian(squash=True),
-        lambda: gaussian(std="state_dependent"),
-        lambda: with_actor(OtherActor),
-        lambda: with_encoder_in(torch.float64),
         lambda: frozen(network()),
         lambda: watched(network()),
         lambda: watched(network(), "register_post_accumulate_grad_hook"),

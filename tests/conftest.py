@@ -1,3 +1,4 @@
+import os
 import signal
 
 import hypothesis
@@ -30,3 +31,15 @@ def _same_global_seed():
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment():
+    """Data-parallel training in this process names its rank in the environment, where later tests' ranks look."""
+    before = dict(os.environ)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)

@@ -23,6 +23,7 @@ from ppo_lightning.core.rollout import Observation
 from ppo_lightning.core.spaces import part_at, paths_of
 from ppo_lightning.models.initialization import orthogonal_
 from ppo_lightning.models.normalization import ObservationNormalizer
+from ppo_lightning.models.onednn import Conv2d, run_layers
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "Tanh": nn.Tanh,
@@ -198,11 +199,14 @@ class ImageEncoder(Encoder):
         self.scale: float | None = 255 if space.dtype == np.uint8 else None
 
     def image(self, obs: Observation) -> Tensor:
-        """``(B, C, H, W)`` in the parameters' dtype, divided by the scale; that of uint8 pixels is 255."""
+        """``(B, C, H, W)`` in the dtype of the first layer, divided by the scale; that of uint8 pixels is 255."""
         (x,) = self.select(obs)
         if self.channels_last:
             x = x.permute(0, 3, 1, 2)  # a view whose memory is channels_last, what CPU and GPU kernels like best
-        x = x.to(next(self.parameters()).dtype)
+        dtype, device = next(self.parameters()).dtype, x.device.type
+        if dtype is torch.float32 and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)  # which is what the layer makes of it
+        x = x.to(dtype)
         return x if self.scale is None else x / self.scale
 
     def check_size(self, minimum: int) -> None:
@@ -275,10 +279,12 @@ class NatureCNN(ImageEncoder):
 
 
 class _ResidualBlock(nn.Module):
+    takes_onednn = True
+
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv0 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv0 = Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv1(torch.relu(self.conv0(torch.relu(x))))
@@ -307,9 +313,9 @@ class ImpalaCNN(ImageEncoder):
         self.check_size(8)
         blocks: list[nn.Module] = []
         for fan_in, fan_out in zip([self.image_shape[0], *channels[:-1]], channels):
-            blocks += [nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
+            blocks += [Conv2d(fan_in, fan_out, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
             blocks += [_ResidualBlock(fan_out), _ResidualBlock(fan_out)]
-        self.blocks = nn.Sequential(*blocks, nn.ReLU(), nn.Flatten())
+        self.blocks = nn.Sequential(*blocks, nn.ReLU())
         height, width = (math.ceil(side / 2 ** len(channels)) for side in self.image_shape[1:])
         self.linear = nn.Linear(channels[-1] * height * width, hidden_dim)
         self.output_dim = hidden_dim
@@ -321,7 +327,8 @@ class ImpalaCNN(ImageEncoder):
         use_channels_last(self)
 
     def forward(self, obs: Observation) -> Tensor:
-        return torch.relu(self.linear(self.blocks(self.image(obs))))
+        features = run_layers(self.blocks, self.image(obs))
+        return torch.relu(self.linear(features.flatten(1)))
 
 
 class GridCNN(ImageEncoder):

@@ -1,0 +1,181 @@
+"""Layers in oneDNN's tensors give what torch's own give."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from ppo_lightning.models import ImpalaCNN, onednn
+from ppo_lightning.models.onednn import FEWEST, can_run_in_onednn
+
+needs_onednn = pytest.mark.skipif(not can_run_in_onednn(torch.float32), reason="no processor for it")
+needs_bfloat16 = pytest.mark.skipif(not can_run_in_onednn(torch.bfloat16), reason="no bfloat16 in oneDNN here")
+BOTH = [
+    pytest.param(torch.float32, marks=needs_onednn),
+    pytest.param(torch.bfloat16, marks=needs_bfloat16),
+]
+
+
+def make_encoder(side=24, width=16):
+    torch.manual_seed(0)
+    return ImpalaCNN(spaces.Box(0, 255, (side, width, 3), np.uint8), channels=(4, 6), hidden_dim=5)
+
+
+def pixels(batch=FEWEST, side=24, width=16, flat=False):
+    """With areas of one colour, in which the largest of a window are many, if asked for."""
+    images = torch.randint(0, 256, (batch, side, width, 3), dtype=torch.uint8)
+    return images // 128 * 127 if flat else images
+
+
+@pytest.fixture
+def entered(monkeypatch):
+    """The dtypes of the pictures that went into oneDNN's tensors."""
+    seen, conv = [], onednn.Conv2d.forward
+
+    def spy(self, x):
+        if x.is_mkldnn and self.in_channels == 3:
+            seen.append(x.dtype)
+        return conv(self, x)
+
+    monkeypatch.setattr(onednn.Conv2d, "forward", spy)
+    return seen
+
+
+def outcome(encoder, images, dtype):
+    """Features and gradients."""
+    encoder.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        features = encoder(images)
+    features.float().square().sum().backward()
+    return features.detach(), [parameter.grad.clone() for parameter in encoder.parameters()]
+
+
+@pytest.fixture
+def in_torch(monkeypatch):
+    """What runs a function in torch's tensors."""
+
+    def run(function, *args):
+        with monkeypatch.context() as patch:
+            patch.setattr(onednn, "FEWEST", 10**9)
+            return function(*args)
+
+    return run
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("dtype", BOTH)
+def test_features_are_the_same_and_gradients_to_rounding(dtype, flat, entered, in_torch):
+    encoder, images = make_encoder(), pixels(flat=flat)
+    own, gradients = outcome(encoder, images, dtype)
+    assert entered == [dtype]
+    plain, expected = in_torch(outcome, encoder, images, dtype)
+    assert entered == [dtype]
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    torch.testing.assert_close(own, plain, rtol=tolerance, atol=tolerance)
+    for one, other in zip(gradients, expected):
+        assert (one - other).norm() <= tolerance * other.norm()
+
+
+@needs_onednn
+@pytest.mark.parametrize("size", [(8, 8), (9, 17), (33, 10)])
+def test_the_first_of_several_largest_is_given_the_gradient(size, entered):
+    """Sums of halves are exact, and many in a window are the largest: float64 by torch takes the same ones."""
+    encoder = ImpalaCNN(spaces.Box(0, 1, (*size, 3), np.float32), channels=(4, 6), hidden_dim=5)
+    for parameter in encoder.parameters():
+        parameter.data = torch.randint(-1, 2, parameter.shape) / 2
+    images = torch.randint(0, 2, (FEWEST + 1, *size, 3)) / 2
+    own, gradients = outcome(encoder, images, torch.float32)
+    double, expected = outcome(encoder.double(), images, torch.float64)
+    assert entered == [torch.float32]
+    torch.testing.assert_close(own.double(), double, rtol=1e-6, atol=1e-6)
+    assert double.abs().max() > 1
+    for one, other in zip(gradients, expected):
+        torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=1e-6 * float(other.abs().max()))
+
+
+@needs_onednn
+def test_acting_and_learning_give_the_same_bits(entered):
+    encoder, images = make_encoder(), pixels()
+    with torch.no_grad():
+        acting = encoder(images)
+    with torch.inference_mode():
+        assert torch.equal(encoder(images), acting)
+    assert torch.equal(encoder(images).detach(), acting)
+    assert len(entered) == 3
+
+
+@needs_onednn
+def test_derivatives_by_pictures_are_there(in_torch):
+    encoder = make_encoder()
+    images = torch.rand(FEWEST, 3, 24, 16, requires_grad=True)
+
+    def derivatives():
+        return torch.autograd.grad(onednn.run_layers(encoder.blocks, images).square().sum(), images)[0]
+
+    own, expected = derivatives(), in_torch(derivatives)
+    torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
+
+
+def frozen_by_trace(encoder):
+    return torch.jit.trace(encoder, pixels(), check_trace=False)
+
+
+def exported(encoder):
+    return torch.export.export(encoder, (pixels(),)).module()
+
+
+def hooked(encoder):
+    encoder.blocks[0].register_forward_hook(lambda _, __, output: output.numpy(force=True)[:0].sum() or None)
+    return encoder
+
+
+def in_float64(encoder):
+    return encoder.double()
+
+
+def mapped(encoder):
+    weights = {name: torch.stack([weight, weight]) for name, weight in encoder.state_dict().items()}
+    run = torch.vmap(lambda own, obs: torch.func.functional_call(encoder, own, (obs,)), in_dims=(0, None))
+    return lambda images: run(weights, images)[1]
+
+
+@pytest.mark.parametrize("change", [frozen_by_trace, exported, hooked, in_float64, mapped])
+def test_torchs_layers_are_there_for_who_needs_them(change, entered, in_torch):
+    encoder, images = make_encoder(), pixels()
+    expected = in_torch(encoder, images)
+    own = change(encoder)(images)
+    assert entered == []
+    torch.testing.assert_close(own.to(expected.dtype), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_derivatives_of_gradients_are_there_without_it(entered):
+    encoder = make_encoder()
+    images = torch.rand(FEWEST, 3, 24, 16, requires_grad=True)
+    with torch.backends.mkldnn.flags(enabled=False):
+        features = onednn.run_layers(encoder.blocks, images).square().sum()
+        (first,) = torch.autograd.grad(features, images, create_graph=True)
+        first.square().sum().backward()
+    assert encoder.blocks[0].weight.grad.norm() > 0
+    assert entered == []
+
+
+def test_few_pictures_do_not_enter(entered):
+    make_encoder()(pixels(FEWEST - 1))
+    assert entered == []
+
+
+@needs_onednn
+def test_a_changed_layer_is_run_as_it_is():
+    """One of torch's own in their place takes no oneDNN tensors."""
+    encoder, images = make_encoder(), pixels()
+    plain = nn.Conv2d(3, 4, 3, padding=1)
+    plain.load_state_dict(encoder.blocks[0].state_dict())
+    expected = encoder(images)
+    encoder.blocks[0] = plain
+    torch.testing.assert_close(encoder(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_types_that_nobody_has_measured_do_not_enter():
+    assert not can_run_in_onednn(torch.float64)
+    assert not can_run_in_onednn(torch.float16)

@@ -315,7 +315,7 @@ class ImpalaCNN(ImageEncoder):
         for fan_in, fan_out in zip([self.image_shape[0], *channels[:-1]], channels):
             blocks += [Conv2d(fan_in, fan_out, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
             blocks += [_ResidualBlock(fan_out), _ResidualBlock(fan_out)]
-        self.blocks = nn.Sequential(*blocks, nn.ReLU())
+        self.blocks = nn.Sequential(*blocks)
         height, width = (math.ceil(side / 2 ** len(channels)) for side in self.image_shape[1:])
         self.linear = nn.Linear(channels[-1] * height * width, hidden_dim)
         self.output_dim = hidden_dim
@@ -327,7 +327,7 @@ class ImpalaCNN(ImageEncoder):
         use_channels_last(self)
 
     def forward(self, obs: Observation) -> Tensor:
-        features = run_layers(self.blocks, self.image(obs))
+        features = run_layers(self.blocks, self.image(obs)).relu()
         return torch.relu(self.linear(features.flatten(1)))
 
 

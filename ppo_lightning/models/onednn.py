@@ -37,20 +37,36 @@ def run_layers(layers: nn.Module, images: Tensor) -> Tensor:
     The numbers are the same, and the gradients to rounding. oneDNN has no derivatives of gradients; with ``with
     torch.backends.mkldnn.flags(enabled=False):`` torch's layers are there, which do.
 
+    What is not finite, in a picture or a parameter, makes NaN of a picture's features or of all, as in torch's layers;
+    oneDNN's pooling and ReLU alone pass it over.
+
     Args:
         layers: of :class:`Conv2d`, ``nn.MaxPool2d``, ``nn.ReLU`` and modules that say ``takes_onednn``; others keep
             all of them in torch's tensors.
         images: on any device.
     """
-    return layers(images.to_mkldnn()).to_dense() if _is_faster(layers, images) else layers(images)
+    if not _is_faster(layers, images):
+        return layers(images)
+    features = layers(images.to_mkldnn()).to_dense()
+    return features + _nan_where_not_finite(layers, images, features)
+
+
+@torch.no_grad()
+def _nan_where_not_finite(layers: nn.Module, images: Tensor, features: Tensor) -> Tensor:
+    """0 for each picture, or NaN, ``(B, 1, 1, 1)``."""
+    of_parameters = torch.stack([parameter.sum() for parameter in layers.parameters()]).sum()
+    rest = (1, 2, 3)
+    return 0 * (images.sum(rest, keepdim=True) + features.sum(rest, keepdim=True) + of_parameters)
 
 
 def _is_faster(layers: nn.Module, images: Tensor) -> bool:
+    """Not for who looks at each operation, or makes a program of them: tracers, transforms and counters."""
     return bool(
-        type(images) is Tensor  # no tracer's
+        type(images) is Tensor
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
         and not torch._C._are_functorch_transforms_active()
+        and not nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
         and images.device.type == "cpu"
         and len(images) >= FEWEST
         and torch.backends.mkldnn.enabled

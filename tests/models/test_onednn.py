@@ -5,6 +5,8 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from ppo_lightning.models import ImpalaCNN, onednn
 from ppo_lightning.models.onednn import FEWEST, can_run_in_onednn
@@ -105,6 +107,24 @@ def test_acting_and_learning_give_the_same_bits(entered):
     assert len(entered) == 3
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", BOTH)
+def test_what_is_not_finite_is_not_passed_over(dtype, value, entered):
+    for number in range(len(list(make_encoder().blocks.parameters()))):
+        encoder = make_encoder()
+        parameter = list(encoder.blocks.parameters())[number]
+        parameter.data[(-1,) * parameter.dim()] = value
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            assert encoder(pixels()).isnan().all()
+    encoder = ImpalaCNN(spaces.Box(0, 1, (24, 16, 3), np.float32), channels=(4, 6), hidden_dim=5)
+    images = torch.rand(FEWEST, 24, 16, 3)
+    images[3, 7, 5, 1] = value
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        bad = onednn.run_layers(encoder.blocks, encoder.image(images)).flatten(1).isnan()
+    assert bad.all(dim=1).tolist() == bad.any(dim=1).tolist() == [number == 3 for number in range(FEWEST)]
+    assert len(entered) == len(list(encoder.blocks.parameters())) + 1
+
+
 @needs_onednn
 def test_derivatives_by_pictures_are_there(in_torch):
     encoder = make_encoder()
@@ -130,6 +150,16 @@ def hooked(encoder):
     return encoder
 
 
+def counted(encoder):
+    def run(images):
+        with FlopCounterMode(display=False) as counter:
+            features = encoder(images)
+        assert counter.get_total_flops() > 10 * FEWEST * encoder.linear.weight.numel()
+        return features
+
+    return run
+
+
 def in_float64(encoder):
     return encoder.double()
 
@@ -140,13 +170,23 @@ def mapped(encoder):
     return lambda images: run(weights, images)[1]
 
 
-@pytest.mark.parametrize("change", [frozen_by_trace, exported, hooked, in_float64, mapped])
+@pytest.mark.parametrize("change", [frozen_by_trace, exported, hooked, counted, in_float64, mapped])
 def test_torchs_layers_are_there_for_who_needs_them(change, entered, in_torch):
     encoder, images = make_encoder(), pixels()
     expected = in_torch(encoder, images)
     own = change(encoder)(images)
     assert entered == []
     torch.testing.assert_close(own.to(expected.dtype), expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+def test_gradients_are_the_same_with_checkpointed_activations(entered):
+    encoder, images = make_encoder(), pixels()
+    _, expected = outcome(encoder, images, torch.float32)
+    encoder.zero_grad()
+    checkpoint(encoder, images, use_reentrant=False).square().sum().backward()
+    assert all(torch.equal(parameter.grad, one) for parameter, one in zip(encoder.parameters(), expected))
+    assert len(entered) == 3
 
 
 def test_derivatives_of_gradients_are_there_without_it(entered):

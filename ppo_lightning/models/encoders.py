@@ -23,7 +23,7 @@ from ppo_lightning.core.rollout import Observation
 from ppo_lightning.core.spaces import part_at, paths_of
 from ppo_lightning.models.initialization import orthogonal_
 from ppo_lightning.models.normalization import ObservationNormalizer
-from ppo_lightning.models.onednn import Conv2d, run_layers
+from ppo_lightning.models.onednn import Conv3x3, run_layers
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "Tanh": nn.Tanh,
@@ -199,14 +199,11 @@ class ImageEncoder(Encoder):
         self.scale: float | None = 255 if space.dtype == np.uint8 else None
 
     def image(self, obs: Observation) -> Tensor:
-        """``(B, C, H, W)`` in the dtype of the first layer, divided by the scale; that of uint8 pixels is 255."""
+        """``(B, C, H, W)`` in the parameters' dtype, divided by the scale; that of uint8 pixels is 255."""
         (x,) = self.select(obs)
         if self.channels_last:
             x = x.permute(0, 3, 1, 2)  # a view whose memory is channels_last, what CPU and GPU kernels like best
-        dtype, device = next(self.parameters()).dtype, x.device.type
-        if dtype is torch.float32 and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)  # which is what the layer makes of it
-        x = x.to(dtype)
+        x = x.to(next(self.parameters()).dtype)
         return x if self.scale is None else x / self.scale
 
     def check_size(self, minimum: int) -> None:
@@ -283,8 +280,8 @@ class _ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv0 = Conv2d(channels, channels, 3, padding=1)
-        self.conv1 = Conv2d(channels, channels, 3, padding=1)
+        self.conv0 = Conv3x3(channels, channels)
+        self.conv1 = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv1(torch.relu(self.conv0(torch.relu(x))))
@@ -313,7 +310,7 @@ class ImpalaCNN(ImageEncoder):
         self.check_size(8)
         blocks: list[nn.Module] = []
         for fan_in, fan_out in zip([self.image_shape[0], *channels[:-1]], channels):
-            blocks += [Conv2d(fan_in, fan_out, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
+            blocks += [Conv3x3(fan_in, fan_out), nn.MaxPool2d(3, stride=2, padding=1)]
             blocks += [_ResidualBlock(fan_out), _ResidualBlock(fan_out)]
         self.blocks = nn.Sequential(*blocks)
         height, width = (math.ceil(side / 2 ** len(channels)) for side in self.image_shape[1:])

@@ -16,45 +16,56 @@ FEWEST = 32
 """Pictures below which entering and leaving take longer than what they save."""
 
 
-class Conv2d(nn.Conv2d):
-    """A convolution that takes oneDNN's tensors, too."""
+class Conv3x3(nn.Conv2d):
+    """A convolution that keeps the size of pictures, and takes oneDNN's tensors, too."""
 
     takes_onednn = True
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
         if not input.is_mkldnn:
             return super().forward(input)
-        weight, bias = self.weight.to(input.dtype), self.bias
-        bias = None if bias is None else bias.to(input.dtype)
-        return torch.ops.aten.mkldnn_convolution(  # type: ignore[no-any-return]
-            input, weight, bias, self.padding, self.stride, self.dilation, self.groups
-        )
+        assert self.bias is not None
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        return _convolve(input, weight, bias)
 
 
 def run_layers(layers: nn.Module, images: Tensor) -> Tensor:
     """What ``layers`` make of ``(B, C, H, W)`` images, in oneDNN's tensors where that is faster.
 
-    The numbers are the same, and the gradients to rounding. oneDNN has no derivatives of gradients; with ``with
-    torch.backends.mkldnn.flags(enabled=False):`` torch's layers are there, which do.
+    The numbers are the same, and the gradients to rounding. What autograd has beyond gradients (derivatives of them,
+    forward mode, batches of them, hooks that look into saved tensors) oneDNN has not: with
+    ``with torch.backends.mkldnn.flags(enabled=False):`` torch's layers are there, which have.
 
-    What is not finite, in a picture or a parameter, makes NaN of a picture's features or of all, as in torch's layers;
-    oneDNN's pooling and ReLU alone pass it over.
+    oneDNN's pooling and ReLU pass over NaN. So what is not finite, of a picture or of what is made of it, makes NaN of
+    its features; in a parameter, of all.
 
     Args:
-        layers: of :class:`Conv2d`, ``nn.MaxPool2d``, ``nn.ReLU`` and modules that say ``takes_onednn``; others keep
+        layers: of :class:`Conv3x3`, ``nn.MaxPool2d``, ``nn.ReLU`` and modules that say ``takes_onednn``; others keep
             all of them in torch's tensors.
         images: on any device.
     """
     if not _is_faster(layers, images):
         return layers(images)
+    if torch.is_autocast_enabled("cpu"):
+        images = images.to(torch.get_autocast_dtype("cpu"))
     features = layers(images.to_mkldnn()).to_dense()
     return features + _nan_where_not_finite(layers, images, features)
+
+
+def _convolve(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Without the checks of ``torch.conv2d``, which lets oneDNN's images be convolved with its weights alone."""
+    return torch.ops.aten.mkldnn_convolution(  # type: ignore[no-any-return]
+        images, weight, bias, [1, 1], [1, 1], [1, 1], 1
+    )
 
 
 @torch.no_grad()
 def _nan_where_not_finite(layers: nn.Module, images: Tensor, features: Tensor) -> Tensor:
     """0 for each picture, or NaN, ``(B, 1, 1, 1)``."""
-    of_parameters = torch.stack([parameter.sum() for parameter in layers.parameters()]).sum()
+    of_parameters = sum(parameter.sum() for parameter in layers.parameters())
     rest = (1, 2, 3)
     return 0 * (images.sum(rest, keepdim=True) + features.sum(rest, keepdim=True) + of_parameters)
 
@@ -66,20 +77,26 @@ def _is_faster(layers: nn.Module, images: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch.is_anomaly_enabled()
         and not nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
         and images.device.type == "cpu"
         and len(images) >= FEWEST
         and torch.backends.mkldnn.enabled
         and can_run_in_onednn(images.dtype)
+        and (not torch.is_autocast_enabled("cpu") or can_run_in_onednn(torch.get_autocast_dtype("cpu")))
         and all(map(_takes_onednn, layers.modules()))
     )
 
 
 def _takes_onednn(module: nn.Module) -> bool:
-    """Whether it can, and nobody else is to see what goes in or out."""
+    """Whether it can, as it was written, and nobody else is to see what goes in or out."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    is_known = type(module) in (nn.Sequential, nn.MaxPool2d, nn.ReLU) or getattr(module, "takes_onednn", False)
-    return is_known and not any(hooks)
+    if any(hooks) or "forward" in module.__dict__ or module._compiled_call_impl is not None:
+        return False
+    if type(module) is nn.MaxPool2d:
+        return module.dilation == 1 and not module.return_indices
+    return type(module) in (nn.Sequential, nn.ReLU) or "takes_onednn" in type(module).__dict__
 
 
 @functools.cache
@@ -91,14 +108,12 @@ def can_run_in_onednn(dtype: torch.dtype) -> bool:
         return False
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            weight = torch.linspace(-1, 1, 36, dtype=dtype).view(2, 2, 3, 3).requires_grad_()
-            images = torch.linspace(0, 1, 100, dtype=dtype).view(1, 2, 5, 10)
-            made = torch.ops.aten.mkldnn_convolution(images.to_mkldnn(), weight, None, [1, 1], [1, 1], [1, 1], 1)
-            pooled = torch.max_pool2d(made, [3, 3], [2, 2], [1, 1])
-            own = (pooled + torch.relu(pooled)).to_dense()
-            (gradient,) = torch.autograd.grad(own.sum(), weight)
-            expected = torch.max_pool2d(torch.conv2d(images, weight.detach(), padding=1), 3, 2, 1)
-            same = torch.allclose(own.detach(), expected + torch.relu(expected), rtol=0.05, atol=0.05)
-            return same and bool(gradient.isfinite().all())
+            weight = torch.linspace(-1, 1, 36, dtype=dtype, device="cpu").view(2, 2, 3, 3).requires_grad_()
+            images = torch.linspace(0, 1, 100, dtype=dtype, device="cpu").view(1, 2, 5, 10)
+            own = torch.max_pool2d(_convolve(images.to_mkldnn(), weight, None), [3, 3], [2, 2], [1, 1])
+            other = torch.max_pool2d(torch.conv2d(images, weight, padding=1), [3, 3], [2, 2], [1, 1])
+            outcomes = [(own + torch.relu(own)).to_dense(), other + torch.relu(other)]
+            gradients = [torch.autograd.grad(outcome.square().sum(), weight)[0] for outcome in outcomes]
     except (RuntimeError, NotImplementedError):  # an old torch, or a processor without the type
         return False
+    return all(torch.allclose(one, other, rtol=0.05, atol=0.05) for one, other in (outcomes, gradients))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -33,14 +34,14 @@ def pixels(batch=FEWEST, side=24, width=16, flat=False):
 @pytest.fixture
 def entered(monkeypatch):
     """The dtypes of the pictures that went into oneDNN's tensors."""
-    seen, conv = [], onednn.Conv2d.forward
+    seen, conv = [], onednn.Conv3x3.forward
 
     def spy(self, x):
         if x.is_mkldnn and self.in_channels == 3:
             seen.append(x.dtype)
         return conv(self, x)
 
-    monkeypatch.setattr(onednn.Conv2d, "forward", spy)
+    monkeypatch.setattr(onednn.Conv3x3, "forward", spy)
     return seen
 
 
@@ -107,6 +108,16 @@ def test_acting_and_learning_give_the_same_bits(entered):
     assert len(entered) == 3
 
 
+@needs_onednn
+def test_overflow_is_not_passed_over(entered):
+    """What was finite before its convolution."""
+    encoder = make_encoder()
+    for parameter in encoder.blocks.parameters():
+        parameter.data *= 1e13
+    assert not onednn.run_layers(encoder.blocks, encoder.image(pixels())).relu().isfinite().any()
+    assert entered == [torch.float32]
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", BOTH)
 def test_what_is_not_finite_is_not_passed_over(dtype, value, entered):
@@ -137,7 +148,7 @@ def test_derivatives_by_pictures_are_there(in_torch):
     torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
 
 
-def frozen_by_trace(encoder):
+def traced(encoder):
     return torch.jit.trace(encoder, pixels(), check_trace=False)
 
 
@@ -145,9 +156,24 @@ def exported(encoder):
     return torch.export.export(encoder, (pixels(),)).module()
 
 
-def hooked(encoder):
-    encoder.blocks[0].register_forward_hook(lambda _, __, output: output.numpy(force=True)[:0].sum() or None)
-    return encoder
+def compiled(encoder):
+    return torch.compile(encoder, backend="eager", fullgraph=True)
+
+
+def compiled_in_place(encoder):
+    torch.compiler.reset()
+    encoder.blocks.compile(backend="aot_eager")
+
+    def run(images):
+        features = encoder(images)
+        features.sum().backward()
+        return features
+
+    return run
+
+
+def as_a_graph(encoder):
+    return make_fx(encoder)(pixels())
 
 
 def counted(encoder):
@@ -160,8 +186,14 @@ def counted(encoder):
     return run
 
 
-def in_float64(encoder):
-    return encoder.double()
+def anomalies_looked_for(encoder):
+    def run(images):
+        with torch.autograd.detect_anomaly():
+            features = encoder(images)
+            features.sum().backward()
+        return features
+
+    return run
 
 
 def mapped(encoder):
@@ -170,13 +202,106 @@ def mapped(encoder):
     return lambda images: run(weights, images)[1]
 
 
-@pytest.mark.parametrize("change", [frozen_by_trace, exported, hooked, counted, in_float64, mapped])
+def in_float64(encoder):
+    return encoder.double()
+
+
+class Own(torch.Tensor):
+    """A kind of tensors of somebody else's."""
+
+
+def of_own_tensors(encoder):
+    return lambda images: encoder(images.as_subclass(Own)).as_subclass(torch.Tensor)
+
+
+def hooked(register):
+    """By one of a module's methods, with a function that needs torch's tensors."""
+
+    def look(*seen):
+        for part in torch.utils._pytree.tree_leaves(seen):
+            if isinstance(part, torch.Tensor):
+                part.numpy(force=True)
+
+    def change(encoder):
+        getattr(encoder.blocks[2], register)(look)
+
+        def run(images):
+            features = encoder(images)
+            features.sum().backward()
+            return features
+
+        return run
+
+    return pytest.param(change, id=register)
+
+
+def hooked_for_all(encoder):
+    def look(_, __, output):
+        output.numpy(force=True)
+
+    def run(images):
+        handle = nn.modules.module.register_module_forward_hook(look)
+        try:
+            return encoder(images)
+        finally:
+            handle.remove()
+
+    return run
+
+
+def with_another_forward(encoder):
+    block = encoder.blocks[2]
+    block.forward = lambda x, own=block.forward: own(nn.functional.threshold(x, -1e9, 0.0))  # oneDNN has none
+    return encoder
+
+
+def with_a_class_of_its_own(encoder):
+    class Block(type(encoder.blocks[2])):
+        def forward(self, x):
+            return super().forward(x) + 0 * x.mean((2, 3), keepdim=True)
+
+    own = Block(4)
+    own.load_state_dict(encoder.blocks[2].state_dict())
+    encoder.blocks[2] = own
+    return encoder
+
+
+def with_another_layer(encoder):
+    encoder.blocks[1] = nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), nn.Dropout(0.0), nn.Identity())
+    return encoder
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(traced, exported, compiled, compiled_in_place, as_a_graph, counted, anomalies_looked_for, mapped),
+        *(in_float64, of_own_tensors, hooked_for_all, with_another_forward, with_a_class_of_its_own),
+        *(with_another_layer, hooked("register_forward_hook"), hooked("register_forward_pre_hook")),
+        *(hooked("register_full_backward_hook"), hooked("register_full_backward_pre_hook")),
+    ],
+)
 def test_torchs_layers_are_there_for_who_needs_them(change, entered, in_torch):
     encoder, images = make_encoder(), pixels()
     expected = in_torch(encoder, images)
     own = change(encoder)(images)
     assert entered == []
     torch.testing.assert_close(own.to(expected.dtype), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pictures_on_no_device_have_features_of_the_right_size():
+    assert make_encoder().to("meta")(pixels().to("meta")).shape == (FEWEST, 5)
+
+
+@needs_bfloat16
+def test_autocast_is_for_pictures_in_float32(entered):
+    """As of an encoder that does something of its own to them."""
+    encoder, images = make_encoder(), torch.rand(FEWEST, 3, 24, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert onednn.run_layers(encoder.blocks, images).dtype is torch.bfloat16
+    with torch.autocast("cpu", torch.float16):
+        assert onednn.run_layers(encoder.blocks, images).dtype is torch.float16
+    assert entered == [torch.bfloat16]
 
 
 @needs_onednn
@@ -200,20 +325,21 @@ def test_derivatives_of_gradients_are_there_without_it(entered):
     assert entered == []
 
 
+@needs_onednn
 def test_few_pictures_do_not_enter(entered):
     make_encoder()(pixels(FEWEST - 1))
     assert entered == []
+    make_encoder()(pixels(FEWEST))
+    assert entered == [torch.float32]
 
 
 @needs_onednn
-def test_a_changed_layer_is_run_as_it_is():
-    """One of torch's own in their place takes no oneDNN tensors."""
-    encoder, images = make_encoder(), pixels()
-    plain = nn.Conv2d(3, 4, 3, padding=1)
-    plain.load_state_dict(encoder.blocks[0].state_dict())
-    expected = encoder(images)
-    encoder.blocks[0] = plain
-    torch.testing.assert_close(encoder(images), expected, rtol=1e-5, atol=1e-5)
+def test_poolings_that_onednn_has_not_are_torchs(entered):
+    for pool in (nn.MaxPool2d(3, dilation=2), nn.MaxPool2d(2, return_indices=True)):
+        onednn.run_layers(nn.Sequential(onednn.Conv3x3(3, 4), pool), torch.rand(FEWEST, 3, 24, 16))
+    assert entered == []
+    pooled = onednn.run_layers(nn.MaxPool2d(2), images := torch.rand(FEWEST, 3, 24, 16))
+    torch.testing.assert_close(pooled, torch.max_pool2d(images, 2))
 
 
 def test_types_that_nobody_has_measured_do_not_enter():

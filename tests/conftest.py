@@ -1,5 +1,6 @@
 import os
 import signal
+from unittest import mock
 
 import hypothesis
 import pytest
@@ -36,10 +37,7 @@ def _own_folder(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def _own_environment():
     """Data-parallel training in this process names its rank in the environment, where later tests' ranks look."""
-    before = dict(os.environ)
-    yield
+    with mock.patch.dict(os.environ):
+        yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ.update(before)

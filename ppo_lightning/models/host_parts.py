@@ -16,6 +16,7 @@ from ppo_lightning.models.encoders import Encoder, MLPEncoder
 from ppo_lightning.models.gaussian import PPOActor, PPOCritic, PPOModel
 from ppo_lightning.models.normalization import ObservationNormalizer
 from ppo_lightning.models.outputs import PPOModelOutput
+from ppo_lightning.models.watched import is_as_written
 
 _METHODS = {"forward", "policy", "values", "evaluate", "output", "parameters_for"}
 _ACTIVATIONS = nn.Tanh, nn.ReLU
@@ -52,7 +53,9 @@ def host_parts(network: nn.Module) -> HostParts | None:
         parts = _of_gaussian(network)
     else:
         parts = None
-    return parts if parts is not None and all(map(_is_plain, network.modules())) else None
+    if parts is None or not all(is_as_written(part, _METHODS) for part in network.modules()):
+        return None
+    return parts
 
 
 def is_known(encoder: Encoder, head: nn.Linear) -> bool:
@@ -85,11 +88,6 @@ def _of_gaussian(network: PPOModel) -> HostParts | None:
         return None
     encoders = cast(MLPEncoder, actor.embedder), cast(MLPEncoder, critic.embedder)
     return HostParts(encoders[0], actor.mu, encoders[1], critic.fc_value, actor.logstd)
-
-
-def _is_plain(part: nn.Module) -> bool:
-    is_watched = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-    return not is_watched and _METHODS.isdisjoint(vars(part))
 
 
 def _is_for_vectors(encoder: MLPEncoder) -> bool:

@@ -12,6 +12,8 @@ import functools
 import torch
 from torch import Tensor, nn
 
+from ppo_lightning.models.watched import is_as_written
+
 FEWEST = 32
 """Pictures below which entering and leaving take longer than what they save."""
 
@@ -43,19 +45,19 @@ def run_layers(layers: nn.Module, images: Tensor) -> Tensor:
     its features; in a parameter, of all.
 
     Args:
-        layers: of :class:`Conv3x3`, ``nn.MaxPool2d``, ``nn.ReLU`` and modules that say ``takes_onednn``; others keep
-            all of them in torch's tensors.
+        layers: of :class:`Conv3x3`, ``nn.MaxPool2d`` and modules that say ``takes_onednn``; others keep all of them in
+            torch's tensors.
         images: on any device.
     """
-    if not _is_faster(layers, images):
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
+    if not _is_faster(layers, images, dtype):
         return layers(images)
-    if torch.is_autocast_enabled("cpu"):
-        images = images.to(torch.get_autocast_dtype("cpu"))
+    images = images.to(dtype)
     features = layers(images.to_mkldnn()).to_dense()
     return features + _nan_where_not_finite(layers, images, features)
 
 
-def _convolve(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _convolve(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Without the checks of ``torch.conv2d``, which lets oneDNN's images be convolved with its weights alone."""
     return torch.ops.aten.mkldnn_convolution(  # type: ignore[no-any-return]
         images, weight, bias, [1, 1], [1, 1], [1, 1], 1
@@ -70,7 +72,7 @@ def _nan_where_not_finite(layers: nn.Module, images: Tensor, features: Tensor) -
     return 0 * (images.sum(rest, keepdim=True) + features.sum(rest, keepdim=True) + of_parameters)
 
 
-def _is_faster(layers: nn.Module, images: Tensor) -> bool:
+def _is_faster(layers: nn.Module, images: Tensor, dtype: torch.dtype) -> bool:
     """Not for who looks at each operation, or makes a program of them: tracers, transforms and counters."""
     return bool(
         type(images) is Tensor
@@ -84,19 +86,18 @@ def _is_faster(layers: nn.Module, images: Tensor) -> bool:
         and len(images) >= FEWEST
         and torch.backends.mkldnn.enabled
         and can_run_in_onednn(images.dtype)
-        and (not torch.is_autocast_enabled("cpu") or can_run_in_onednn(torch.get_autocast_dtype("cpu")))
+        and can_run_in_onednn(dtype)
         and all(map(_takes_onednn, layers.modules()))
     )
 
 
 def _takes_onednn(module: nn.Module) -> bool:
     """Whether it can, as it was written, and nobody else is to see what goes in or out."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    if any(hooks) or "forward" in module.__dict__ or module._compiled_call_impl is not None:
+    if not is_as_written(module, ("forward",)) or module._compiled_call_impl is not None:
         return False
     if type(module) is nn.MaxPool2d:
         return module.dilation == 1 and not module.return_indices
-    return type(module) in (nn.Sequential, nn.ReLU) or "takes_onednn" in type(module).__dict__
+    return type(module) is nn.Sequential or "takes_onednn" in vars(type(module))
 
 
 @functools.cache
@@ -110,8 +111,9 @@ def can_run_in_onednn(dtype: torch.dtype) -> bool:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
             weight = torch.linspace(-1, 1, 36, dtype=dtype, device="cpu").view(2, 2, 3, 3).requires_grad_()
             images = torch.linspace(0, 1, 100, dtype=dtype, device="cpu").view(1, 2, 5, 10)
-            own = torch.max_pool2d(_convolve(images.to_mkldnn(), weight, None), [3, 3], [2, 2], [1, 1])
-            other = torch.max_pool2d(torch.conv2d(images, weight, padding=1), [3, 3], [2, 2], [1, 1])
+            bias = weight.new_ones(2)
+            own = torch.max_pool2d(_convolve(images.to_mkldnn(), weight, bias), [3, 3], [2, 2], [1, 1])
+            other = torch.max_pool2d(torch.conv2d(images, weight, bias, padding=1), [3, 3], [2, 2], [1, 1])
             outcomes = [(own + torch.relu(own)).to_dense(), other + torch.relu(other)]
             gradients = [torch.autograd.grad(outcome.square().sum(), weight)[0] for outcome in outcomes]
     except (RuntimeError, NotImplementedError):  # an old torch, or a processor without the type
